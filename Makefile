@@ -1,0 +1,58 @@
+# `make run` and `make test` are all one needs; `make` alone lists the rest.
+
+LISTEN ?= 127.0.0.1:8080
+PYTEST_ARGS ?=
+BIN := .venv/bin
+STATE := $(CURDIR)/.nixery-snap
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # the order of the checks is the order of their output
+.PHONY: help setup run test dev tools lint types imports unit format lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
+
+setup: ## .venv with the locked dependencies, Nix and busybox
+	@scripts/venv runtime
+	@scripts/nix
+
+run: setup ## the registry with the bundled packages (LISTEN=HOST:PORT)
+	@exec $(BIN)/nixery-snap serve --listen $(LISTEN) --source path:examples/packages \
+		--storage file://$(STATE)/store --store $(STATE)/nix
+
+# pytest comes last: its closing line ends the output.
+test: tools lint types imports ## every check and every test (PYTEST_ARGS=…)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+dev: setup ## what the checks need besides
+	@scripts/venv dev
+
+tools: setup ## the programs that the tests run
+	@scripts/test-tools
+	@scripts/test-containerd
+
+lint: dev ## style of Python and shell code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	@! command -v shellcheck >/dev/null || shellcheck .ci/run scripts/*
+
+types: dev ## mypy
+	$(BIN)/mypy
+
+imports: dev ## which module may import which
+	$(BIN)/lint-imports
+
+unit: dev ## the tests that start no server
+	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+format: dev ## let ruff format and mend the Python code
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lock: dev ## make the lock files again (UPGRADE=--upgrade for new versions)
+	scripts/lock $(UPGRADE)
+
+clean: ## remove all that was made here, the registry's state too
+	@[ ! -e .nixery-snap ] || chmod -R u+w .nixery-snap # what lies in a Nix store is read-only
+	rm -rf .venv .nixery-snap .test-tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,156 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from nixery_snap import __version__, reports
+from nixery_snap.errors import NixerySnapError
+from nixery_snap.export import Output, export
+from nixery_snap.imaging.request import DEFAULT_TAG, ImageFormat, ImageRequest
+from nixery_snap.imaging.validate import validate
+from nixery_snap.log import configure_logging
+from nixery_snap.service import Service, open_service
+from nixery_snap.serving import serve as serve_registry
+from nixery_snap.settings import Settings, load_settings
+
+T = TypeVar("T")
+Command = Callable[..., None]
+
+# Flags by the setting they stand for; every other setting is reached by file and environment.
+_FLAGS = {
+    "source": ("--source", "The package set, path:DIRECTORY."),
+    "storage": ("--storage", "The object store, file:///DIRECTORY or memory://."),
+    "nix.store": ("--store", "The Nix store: auto, daemon, or a directory for a private one."),
+    "cache_directory": ("--cache-directory", "A directory for what can be made again."),
+    "format": ("--format", "The format of images whose name says none."),
+    "log_format": ("--log-format", "json or console."),
+}
+
+
+def _with_settings(command: Command) -> Command:
+    """Give `command` the flags of settings; it takes `settings`, loaded and checked."""
+
+    def run(config: Path | None, **values: Any) -> None:
+        flags = {
+            key: values.pop(_argument(key))
+            for key in (*_FLAGS, "listen", "workers")
+            if _argument(key) in values
+        }
+        command(settings=load_settings(config, flags), **values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined] # click keeps parameters there
+    for key, (flag, text) in reversed(_FLAGS.items()):
+        kind = click.Choice([str(kind) for kind in ImageFormat]) if key == "format" else None
+        click.option(flag, _argument(key), type=kind, help=text)(run)
+    click.option(
+        "--config",
+        type=click.Path(path_type=Path),
+        envvar="NIXERY_SNAP_CONFIG",
+        help="A settings file (TOML).",
+    )(run)
+    return run
+
+
+def _argument(key: str) -> str:
+    return key.replace(".", "_")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Container images of Nix packages, by name."""
+
+
+@cli.command()
+@_with_settings
+@click.option("--listen", help="HOST:PORT.")
+@click.option("--workers", type=int, help="Processes that share the port.")
+def serve(settings: Settings) -> None:
+    """Serve images over HTTP."""
+    configure_logging(settings.log_format)
+    sys.exit(
+        serve_registry(settings, lambda address: reports.welcome(Console(stderr=False), settings, address))
+    )
+
+
+@cli.command()
+@_with_settings
+@click.argument("name")
+@click.option(
+    "--output", required=True, type=Output.parse, help="oci:DIR, oci-archive:FILE or docker-archive:FILE."
+)
+def build(settings: Settings, name: str, output: Output) -> None:
+    """Make one image, NAME[:TAG], without a server."""
+
+    async def work(service: Service, request: ImageRequest) -> str:
+        image = await _make(service, request)
+        return str(await export(service.blobs, image.digest, output, name.partition(":")[0], request.tag))
+
+    click.echo(_run(settings, name, work))
+
+
+@cli.command()
+@_with_settings
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--verify", is_flag=True, help="Check every invariant of the image on its bytes.")
+def inspect(settings: Settings, name: str, as_json: bool, verify: bool) -> None:
+    """Show packages, closure and layers of the image NAME[:TAG]."""
+
+    async def work(service: Service, request: ImageRequest) -> None:
+        image = await _make(service, request)
+        if verify:
+            await asyncio.to_thread(validate, image.digest, service.blobs.read)
+        report = reports.describe(request, image, await service.pipeline.manifest(image))
+        if as_json:
+            click.echo(reports.as_json(report))
+        else:
+            reports.print_tables(Console(), report)
+        if verify:
+            click.echo("verified: every digest, size, layer entry and annotation is right", err=True)
+
+    _run(settings, name, work)
+
+
+@cli.command(name="check-config")
+@_with_settings
+@click.option("--listen", help="HOST:PORT.")
+@click.option("--workers", type=int, help="Processes that share the port.")
+def check_config(settings: Settings) -> None:
+    """Check the settings, and show what they come to."""
+    click.echo(settings.model_dump_json(indent=2))
+
+
+def _run(settings: Settings, name: str, work: Callable[[Service, ImageRequest], Coroutine[Any, Any, T]]) -> T:
+    configure_logging("console", quiet=True)
+
+    async def main() -> T:
+        async with open_service(settings) as service:
+            image_name, _, tag = name.partition(":")
+            return await work(service, service.grammar.parse(image_name, tag or DEFAULT_TAG))
+
+    return asyncio.run(main())
+
+
+async def _make(service: Service, request: ImageRequest) -> Any:
+    with reports.progress(Console(stderr=True)) as progress:
+        return await service.pipeline.image(request, progress=progress)
+
+
+def main() -> None:
+    try:
+        cli()
+    except NixerySnapError as error:
+        click.echo(f"nixery-snap: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

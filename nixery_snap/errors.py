@@ -1,0 +1,248 @@
+"""Every error the program can mean, as one tree.
+
+Each class carries its data as attributes; transports map classes to their own codes in one table
+(`registry/errors.py`). A message says what is wrong and, where the user can mend it, how.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class NixerySnapError(Exception):
+    """Root of all errors this program raises on purpose; `str()` is fit for the user."""
+
+
+# --- what the client or the user got wrong ---------------------------------------------------------
+
+
+class InvalidInput(NixerySnapError):
+    """Something from outside is malformed."""
+
+
+class InvalidFormat(InvalidInput):
+    """A value does not follow its format: `kind` names the format, `value` is what was given."""
+
+    def __init__(self, kind: str, value: object, reason: str) -> None:
+        self.kind, self.value, self.reason = kind, value, reason
+        shown = repr(value)
+        super().__init__(f"not a valid {kind}: {shown[:200] + '…' if len(shown) > 200 else shown}: {reason}")
+
+
+class InvalidDigest(InvalidFormat):
+    """A digest that is none."""
+
+    def __init__(self, value: str, reason: str) -> None:
+        super().__init__("digest", value, reason)
+
+
+class InvalidName(InvalidInput):
+    """An image name that is not in the grammar."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"invalid image name {name[:100]!r}: {reason}")
+
+
+class UnsupportedSystem(InvalidInput):
+    """A system that this server is not set up to make images for."""
+
+    def __init__(self, system: str, systems: tuple[str, ...]) -> None:
+        self.system, self.systems = system, systems
+        super().__init__(
+            f"this registry makes no images for {system}; it makes them for {', '.join(systems)}"
+        )
+
+
+# --- what is not there -----------------------------------------------------------------------------
+
+
+class NotFound(NixerySnapError):
+    """Something asked for does not exist."""
+
+
+class BlobNotFound(NotFound):
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(f"no blob {digest} here; pull the image again by its tag")
+
+
+class ManifestNotFound(NotFound):
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(f"no manifest {digest} here; pull the image by its tag to have it assembled")
+
+
+class TagNotFound(NotFound):
+    """The source knows no such tag; `hint` says what it knows."""
+
+    def __init__(self, source: str, tag: str, hint: str) -> None:
+        self.source, self.tag, self.hint = source, tag, hint
+        super().__init__(f"the source {source} has no tag {tag!r}: {hint}")
+
+
+class ProblemKind(StrEnum):
+    """Why one package of a request cannot be had."""
+
+    MISSING = "missing"
+    WRONG_KIND = "wrong-kind"
+    UNFREE = "unfree"
+    BROKEN = "broken"
+    INSECURE = "insecure"
+    UNSUPPORTED_SYSTEM = "unsupported-system"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class PackageProblem:
+    """One package of a request that cannot be had: `name` as it was asked for."""
+
+    name: str
+    kind: ProblemKind
+    message: str
+    suggestions: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        hint = f" (did you mean {' or '.join(self.suggestions)}?)" if self.suggestions else ""
+        return f"{self.name}: {self.message}{hint}"
+
+
+class PackagesUnavailable(NotFound):
+    """Some packages of a request cannot be had; `problems` lists every one of them."""
+
+    def __init__(self, problems: tuple[PackageProblem, ...]) -> None:
+        self.problems = problems
+        super().__init__("; ".join(map(str, problems)))
+
+
+# --- images that cannot be --------------------------------------------------------------------------
+
+
+class ImageError(NixerySnapError):
+    """The packages exist, but no image of the wanted format can be made of them."""
+
+
+class UnmountablePath(ImageError):
+    """A store path that no node could bind-mount, or none should."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(
+            f"{path} cannot be in a snapshotter image: {reason}; ask for the classic/ format instead"
+        )
+
+
+class ManifestTooLarge(ImageError):
+    def __init__(self, size_bytes: int, limit_bytes: int, paths: int) -> None:
+        self.size_bytes, self.limit_bytes, self.paths = size_bytes, limit_bytes, paths
+        super().__init__(
+            f"the manifest of these {paths} store paths would be {size_bytes} bytes, clients refuse more than"
+            f" {limit_bytes}; ask for fewer packages or for the classic/ format"
+        )
+
+
+class InvalidImage(ImageError):
+    """An image that breaks an invariant; `defects` lists every breach the validator saw."""
+
+    def __init__(self, defects: tuple[str, ...]) -> None:
+        self.defects = defects
+        super().__init__(f"the image is not valid: {'; '.join(defects)}")
+
+
+# --- Nix --------------------------------------------------------------------------------------------
+
+
+class NixError(NixerySnapError):
+    """Nix could not do its part."""
+
+
+class NixMissing(NixError):
+    def __init__(self, program: str) -> None:
+        self.program = program
+        super().__init__(
+            f"{program} was not found: install Nix (Debian: apt-get install nix-bin; others: nixos.org/download)"
+            " or put it on PATH"
+        )
+
+
+class NixTooOld(NixError):
+    """The package set demands a newer Nix than the one installed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"the Nix on this server is too old for this package set: {message}")
+
+
+class EvaluationFailed(NixError):
+    """The evaluation failed as a whole, not for one package; `output` is the tail of what Nix printed."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+        super().__init__(f"the package set cannot be evaluated: {output}")
+
+
+class EvaluationTimedOut(NixError):
+    def __init__(self, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+        super().__init__(
+            f"evaluating the packages took longer than {timeout_seconds:g} s (setting nix.eval_timeout)"
+        )
+
+
+class RealisationFailed(NixError):
+    """Nix could not build or substitute; `log_tail` holds the failed builder's last lines."""
+
+    def __init__(
+        self, drv_path: str | None, reason: str, log_tail: tuple[str, ...], log_command: str
+    ) -> None:
+        self.drv_path, self.reason, self.log_tail, self.log_command = drv_path, reason, log_tail, log_command
+        parts = [f"the build failed: {reason}"]
+        if log_tail:
+            parts += ["last lines of the log:", *(f"  {line}" for line in log_tail)]
+        if log_command:
+            parts.append(f"the whole log, on the server: {log_command}")
+        super().__init__("\n".join(parts))
+
+
+class RealisationTimedOut(NixError):
+    def __init__(self, timeout_seconds: float) -> None:
+        self.timeout_seconds = timeout_seconds
+        super().__init__(f"building took longer than {timeout_seconds:g} s (setting nix.build_timeout)")
+
+
+class StillWorking(NixError):
+    """The image is still being made; the work goes on and a later request finds it."""
+
+    def __init__(self, waited_seconds: float, retry_after_seconds: int) -> None:
+        self.waited_seconds, self.retry_after_seconds = waited_seconds, retry_after_seconds
+        super().__init__(
+            f"the image is still being made after {waited_seconds:g} s; the work goes on:"
+            f" pull again in {retry_after_seconds} s"
+        )
+
+
+class PathsMissing(NixError):
+    """Store paths that should exist by now and do not."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self.paths = paths
+        super().__init__(f"no source knows these store paths: {', '.join(paths[:10])}")
+
+
+# --- the server's own ground ------------------------------------------------------------------------
+
+
+class StorageError(NixerySnapError):
+    """The object store, or the local cache directory, cannot do what it must."""
+
+
+class SourceError(NixerySnapError):
+    """A package source cannot be read."""
+
+
+class SettingsError(NixerySnapError):
+    """A setting is unknown, malformed or contradicts another; `key` is its dotted path."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        self.key, self.reason = key, reason
+        super().__init__(f"setting {key}: {reason}" if key else reason)

@@ -1,0 +1,1 @@
+"""From attribute paths to packages, by Nix."""

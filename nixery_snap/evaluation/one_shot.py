@@ -1,0 +1,158 @@
+"""Evaluates with one process of `nix-instantiate` per question."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, Final
+
+from nixery_snap.errors import EvaluationFailed, EvaluationTimedOut, NixTooOld, PackageProblem, ProblemKind
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.log_events import LogReader
+from nixery_snap.ports import NixRunner, Package
+
+_SUGGESTIONS: Final = 3
+# What nixpkgs' check-meta and its wrappers say (pkgs/stdenv/generic/check-meta.nix); stable for a decade.
+_META_PROBLEMS: Final = (
+    (re.compile(r"has an unfree license|has a blocklisted license"), ProblemKind.UNFREE),
+    (re.compile(r"is marked as broken"), ProblemKind.BROKEN),
+    (re.compile(r"is marked as insecure|has known vulnerabilit"), ProblemKind.INSECURE),
+    (re.compile(r"is not (available|supported) on"), ProblemKind.UNSUPPORTED_SYSTEM),
+)
+_TOO_OLD: Final = re.compile(r"requires Nix (version )?>=? *[\d.]+", re.IGNORECASE)
+
+
+class OneShotEvaluator:
+    """Implements the port Evaluator; at most `processes` at a time, each for at most `timeout_seconds`."""
+
+    def __init__(self, nix: NixRunner, timeout_seconds: float, processes: int) -> None:
+        self._nix = nix
+        self._timeout_seconds = timeout_seconds
+        self._processes = asyncio.Semaphore(processes)
+
+    async def evaluate(
+        self, package_set: Path, system: str, names: Sequence[AttributePath]
+    ) -> Sequence[Package | PackageProblem]:
+        try:
+            answers = await self._ask(package_set, system, names, explain=False)
+        except _Refused:
+            # An error that Nix cannot catch ended the whole evaluation. Either the set itself is at fault …
+            try:
+                await self._ask(package_set, system, [], explain=False)
+            except _Refused as refused:
+                raise _whole_set_error(refused.message, package_set) from None
+            # … or some package: each is asked for by itself, so that it stops no other.
+            answers = [{"status": "failed"}] * len(names)
+        return await asyncio.gather(
+            *(
+                self._result(package_set, system, name, answer)
+                for name, answer in zip(names, answers, strict=True)
+            )
+        )
+
+    async def _result(
+        self, package_set: Path, system: str, name: AttributePath, answer: dict[str, Any]
+    ) -> Package | PackageProblem:
+        if answer["status"] == "failed":
+            try:
+                [answer] = await self._ask(package_set, system, [name], explain=True)
+            except _Refused as refused:
+                return _failure(name, system, refused.message, package_set)
+        match answer["status"]:
+            case "package":
+                return Package.from_json(answer)
+            case "missing":
+                return await asyncio.to_thread(_missing, name, answer)
+            case _:
+                return _wrong_kind(name, answer)
+
+    async def _ask(
+        self, package_set: Path, system: str, names: Sequence[AttributePath], *, explain: bool
+    ) -> list[dict[str, Any]]:
+        request = {
+            "packageSet": str(package_set),
+            "system": system,
+            "names": [list(name.parts) for name in names],
+            "explain": explain,
+        }
+        log = LogReader()
+        with as_file(files("nixery_snap.evaluation") / "resolve.nix") as expression:
+            async with self._processes:
+                try:
+                    finished = await self._nix.run(
+                        "nix-instantiate",
+                        *("--eval", "--strict", "--json", "--read-write-mode"),
+                        *("--option", "allow-import-from-derivation", "false"),
+                        *("--argstr", "request", json.dumps(request)),
+                        str(expression),
+                        timeout_seconds=self._timeout_seconds,
+                        on_stderr=log.feed,
+                    )
+                except TimeoutError:
+                    raise EvaluationTimedOut(self._timeout_seconds) from None
+        if finished.returncode != 0:
+            raise _Refused(log.errors[-1] if log.errors else "\n".join(log.plain) or "Nix gave no reason")
+        answers: list[dict[str, Any]] = json.loads(finished.stdout)
+        return answers
+
+
+class _Refused(Exception):
+    """The evaluation stopped with an error."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+def _whole_set_error(message: str, package_set: Path) -> EvaluationFailed | NixTooOld:
+    shown = _public(message, package_set)
+    return NixTooOld(shown) if _TOO_OLD.search(message) else EvaluationFailed(shown)
+
+
+def _failure(name: AttributePath, system: str, message: str, package_set: Path) -> PackageProblem:
+    kind = next((kind for pattern, kind in _META_PROBLEMS if pattern.search(message)), ProblemKind.FAILED)
+    reason = " ".join(_public(message, package_set).split())
+    match kind:
+        case ProblemKind.UNFREE:
+            text = f"it is unfree, and this registry serves free packages only: {reason}"
+        case ProblemKind.BROKEN:
+            text = f"its package set says that it does not build: {reason}"
+        case ProblemKind.INSECURE:
+            text = f"it has known security holes: {reason}"
+        case ProblemKind.UNSUPPORTED_SYSTEM:
+            text = f"it is not made for {system}: {reason}"
+        case _:
+            text = f"it does not evaluate: {reason}"
+    return PackageProblem(str(name), kind, text)
+
+
+def _missing(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
+    where = f"in {AttributePath(tuple(answer['path']))}" if answer["path"] else "in the package set"
+    by_folded = {attribute.lower(): attribute for attribute in reversed(answer["attributes"])}
+    close = difflib.get_close_matches(answer["name"].lower(), by_folded, _SUGGESTIONS, cutoff=0.7)
+    suggestions = tuple(str(AttributePath((*answer["path"], by_folded[folded]))) for folded in close)
+    message = f"there is no package {answer['name']} {where}"
+    return PackageProblem(str(name), ProblemKind.MISSING, message, suggestions)
+
+
+def _wrong_kind(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
+    kind = {"lambda": "function", "int": "number", "float": "number", "bool": "boolean"}.get(
+        answer["kind"], answer["kind"]
+    )
+    message = f"it is a {kind}, not a package"
+    if answer["attributes"]:
+        examples = ", ".join(answer["attributes"][:5])
+        message += f"; name one of its attributes instead, as {name}.NAME; it has {examples}"
+        if len(answer["attributes"]) > 5:
+            message += " …"
+    return PackageProblem(str(name), ProblemKind.WRONG_KIND, message)
+
+
+def _public(message: str, package_set: Path) -> str:
+    """The first paragraph of Nix's message, with paths of the server's disk shortened to the source's."""
+    return message.split("\n\n", 1)[0].strip().replace(str(package_set), "<source>")

@@ -1,0 +1,94 @@
+# Looks packages up in a package set. The only Nix code that this program runs; what a client asked for
+# reaches it as JSON data in `request`:
+#   { packageSet = "/path"; system = "x86_64-linux"; names = [ [ "attr" "path" ] … ]; explain = false; }
+# Answers a list with one result per name, in order; see `one_shot.py` for what becomes of them.
+# With `explain`, an error is not caught but stops the evaluation, so that Nix prints its message.
+{ request }:
+let
+  inherit (builtins)
+    all attrNames concatMap deepSeq elem elemAt filter fromJSON functionArgs head intersectAttrs isAttrs
+    isFunction isInt isList isString length listToAttrs map match replaceStrings stringLength substring
+    tail tryEval typeOf unsafeDiscardStringContext;
+
+  query = fromJSON request;
+
+  letters = text: map (i: substring i 1 text) (genNumbers (stringLength text));
+  genNumbers = n: builtins.genList (i: i) n;
+  lower = replaceStrings (letters "ABCDEFGHIJKLMNOPQRSTUVWXYZ") (letters "abcdefghijklmnopqrstuvwxyz");
+
+  attempt = if query.explain then value: { success = true; inherit value; } else tryEval;
+  orElse = default: value: let tried = tryEval (deepSeq value value); in if tried.success then tried.value else default;
+
+  # A package set may be a plain set or a function; it is given of these what it names.
+  arguments = { inherit (query) system; config = { }; overlays = [ ]; };
+  call = value:
+    if !isFunction value then value
+    else let formals = functionArgs value;
+         in value (if formals == { } then arguments else intersectAttrs formals arguments);
+  packageSet = call (import (/. + query.packageSet));
+
+  isDerivation = value: isAttrs value && value.type or null == "derivation";
+
+  # The attribute of `set` that `name` means: written so, or the first whose lower-case form it is; image
+  # names hold no capitals. A leading digit is not legal in Nix, so such attributes begin with "_".
+  find = set: name:
+    let
+      spellings = [ name ] ++ (if match "[0-9].*" name != null then [ "_${name}" ] else [ ]);
+      exact = filter (spelling: set ? ${spelling}) spellings;
+      folded = filter (attribute: elem (lower attribute) spellings) (attrNames set);
+    in
+      if exact != [ ] then head exact else if folded != [ ] then head folded else null;
+
+  # Walks down from `value`, which stands at `path` below `parent`.
+  walk = path: parent: value: rest:
+    let tried = attempt value; in
+    if !tried.success then { status = "failed"; }
+    else if rest == [ ] then describe path parent tried.value
+    else if !isAttrs tried.value then { status = "wrong-kind"; kind = typeOf tried.value; inherit path; attributes = [ ]; }
+    else
+      let name = find tried.value (head rest); in
+      if name == null then { status = "missing"; inherit path; name = head rest; attributes = attrNames tried.value; }
+      else walk (path ++ [ name ]) tried.value tried.value.${name} (tail rest);
+
+  describe = path: parent: value:
+    let
+      kind = attempt (if isDerivation value then "derivation" else typeOf value);
+      package = attempt (let facts = derivationFacts path parent value; in deepSeq facts facts);
+    in
+    if !kind.success then { status = "failed"; }
+    else if kind.value != "derivation" then {
+      status = "wrong-kind"; kind = kind.value; inherit path;
+      attributes = if isAttrs value then attrNames value else [ ];
+    }
+    else if !package.success then { status = "failed"; }
+    else { status = "package"; } // package.value;
+
+  derivationFacts = path: parent: value:
+    let
+      meta = value.meta or { };
+      last = elemAt path (length path - 1);
+      # `openssl.dev` names one output of a package; nixpkgs marks such values too.
+      installed =
+        if isDerivation parent && elem last (parent.outputs or [ ]) then [ last ]
+        else if value.outputSpecified or false then [ value.outputName ]
+        else orElse [ (value.outputName or "out") ] (meta.outputsToInstall or [ (value.outputName or "out") ]);
+      licenses = let declared = meta.license or [ ]; in if isList declared then declared else [ declared ];
+    in {
+      attribute = path;
+      name = value.name;
+      drvPath = unsafeDiscardStringContext value.drvPath;
+      outputs = listToAttrs (map (output: {
+        name = output;
+        value = unsafeDiscardStringContext "${if isDerivation parent && elem last (parent.outputs or [ ]) then value.outPath else value.${output}.outPath}";
+      }) installed);
+      mainProgram = orElse null (if isString (meta.mainProgram or null) then meta.mainProgram else null);
+      licenses = orElse [ ] (concatMap (l: if isAttrs l && isString (l.spdxId or null) then [ l.spdxId ] else [ ]) licenses);
+      priority = orElse 5 (if isInt (meta.priority or null) then meta.priority else 5);
+    };
+
+  resolve = name: walk [ ] null packageSet name;
+in
+assert all isList query.names;
+# Forces the set even for no names: tells a broken set from a broken package.
+if isAttrs packageSet then map resolve query.names
+else throw "the package set is a ${typeOf packageSet}, not a set of packages"

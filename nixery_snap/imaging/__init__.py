@@ -1,0 +1,1 @@
+"""From an image name to an image; knows ports, no adapter."""

@@ -1,0 +1,139 @@
+"""The forest: the symlinks (and few files) that make `/bin`, `/etc` … of an image from its packages.
+
+A directory of the first level is always a real one, so that runtimes and derived images can write into it;
+below, a directory that only one package brings is one symlink, and one that several bring is merged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from nixery_snap.imaging.resolver import Resolver
+from nixery_snap.nix.file_tree import Directory, Node
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.oci.tar import TarEntry
+
+_PASSWD = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
+_GROUP = b"root:x:0:\nnobody:x:65534:\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    content: bytes
+    mode: int = 0o644
+
+
+@dataclass(slots=True)
+class Folder:
+    children: dict[str, ForestNode] = field(default_factory=dict)
+    mode: int = 0o755
+
+    def find(self, path: str) -> ForestNode | None:
+        """The node at a relative path, links not followed."""
+        node: ForestNode | None = self
+        for part in path.split("/"):
+            node = node.children.get(part) if isinstance(node, Folder) else None
+        return node
+
+    def add(self, path: str, node: ForestNode) -> bool:
+        """Put `node` at a relative path where nothing is yet, making folders on the way; tells whether it did."""
+        *parents, name = path.split("/")
+        folder = self
+        for part in parents:
+            child = folder.children.setdefault(part, Folder())
+            if not isinstance(child, Folder):
+                return False
+            folder = child
+        return folder.children.setdefault(name, node) is node
+
+
+ForestNode = Link | File | Folder
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Two packages bring the same path; `loser`'s stays out."""
+
+    path: str
+    winner: str
+    loser: str
+
+
+async def build_forest(resolver: Resolver, outputs: Sequence[StorePath]) -> tuple[Folder, list[Conflict]]:
+    """The union of the trees of `outputs`, the first of them winning conflicts."""
+    conflicts: list[Conflict] = []
+    sources: list[tuple[str, Node]] = []
+    for output in outputs:
+        found = await resolver.follow(str(output))
+        if found is not None and isinstance(found[1], Directory) and found not in sources:
+            sources.append(found)
+    forest = await _merge(resolver, "", sources, conflicts)
+    # The image's own ground: a package must not shadow where the store is.
+    forest.children.pop("nix", None)
+    return forest, conflicts
+
+
+def add_rootfs_extras(forest: Folder) -> None:
+    """What a root file system needs beside the packages, unless a package brings it."""
+    forest.children["tmp"] = Folder(mode=0o1777)
+    if forest.find("bin/env"):
+        forest.add("usr/bin/env", Link("/bin/env"))
+    forest.add("etc/passwd", File(_PASSWD))
+    forest.add("etc/group", File(_GROUP))
+    forest.add("root", Folder(mode=0o700))
+    if not isinstance(forest.children["etc"], Folder):
+        del forest.children["etc"]
+
+
+def forest_entries(folder: Folder, prefix: bytes = b"") -> Iterator[tuple[TarEntry, tuple[bytes, ...]]]:
+    """Tar members of all that is in `folder`: parents first, siblings in byte order."""
+    for name, node in sorted((os.fsencode(name), node) for name, node in folder.children.items()):
+        path = prefix + name
+        match node:
+            case Link(target):
+                yield TarEntry.symlink(path, os.fsencode(target)), ()
+            case File(content, mode):
+                yield TarEntry.regular(path, len(content), mode), (content,)
+            case Folder(_, mode):
+                yield TarEntry.directory(path, mode), ()
+                yield from forest_entries(node, path + b"/")
+
+
+async def _merge(
+    resolver: Resolver, path: str, sources: Sequence[tuple[str, Node]], conflicts: list[Conflict]
+) -> Folder:
+    """Merge directories, given as (real path, node), all of which stand at `path` in the image."""
+    folder = Folder()
+    first_level = not path
+    names = {name for _, node in sources if isinstance(node, Directory) for name in node.entries}
+    for name in sorted(names):
+        owners = [real for real, node in sources if isinstance(node, Directory) and name in node.entries]
+        target = f"{owners[0]}/{name}"
+        if len(owners) == 1 and not first_level:
+            folder.children[name] = Link(target)
+            continue
+        here = f"{path}/{name}"
+        found = [(owner, await resolver.follow(f"{owner}/{name}")) for owner in owners]
+        directories = [
+            (owner, hit) for owner, hit in found if hit is not None and isinstance(hit[1], Directory)
+        ]
+        if not directories or directories[0][0] != owners[0]:
+            losers = owners[1:]
+            folder.children[name] = Link(target)
+        else:
+            members = {owner for owner, _ in directories}
+            losers = [owner for owner in owners if owner not in members]
+            distinct = list(dict(hit for _, hit in directories).items())
+            if len(distinct) == 1 and not first_level:
+                folder.children[name] = Link(target)
+            else:
+                folder.children[name] = await _merge(resolver, here, distinct, conflicts)
+        conflicts.extend(Conflict(here, target, f"{loser}/{name}") for loser in losers)
+    return folder

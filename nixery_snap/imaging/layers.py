@@ -1,0 +1,182 @@
+"""Makes layers: small ones in one go, classic ones packed path by path from the store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from nixery_snap.errors import StorageError
+from nixery_snap.imaging.coalesce import Coalescer
+from nixery_snap.imaging.request import cache_key
+from nixery_snap.nix.file_tree import Directory, Node, Regular, Symlink
+from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.oci import compression, tar
+from nixery_snap.oci.digest import Digest
+from nixery_snap.oci.manifest import Descriptor
+from nixery_snap.oci.media_types import OCI_LAYER_GZIP
+from nixery_snap.oci.tar import EntryType, TarEntry
+from nixery_snap.ports import BlobStore, BlobWriter, FileEntry, Records, StoreContents
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+STORE_PARENTS: Final = (TarEntry.directory(b"nix"), TarEntry.directory(b"nix/store"))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A stored layer: `digest` and `size_bytes` compressed, `diff_id` of the uncompressed tar."""
+
+    digest: Digest
+    size_bytes: int
+    diff_id: Digest
+
+    @classmethod
+    def from_json(cls, value: Any) -> Layer:
+        return cls(Digest.parse(value["digest"]), value["size"], Digest.parse(value["diffId"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"digest": str(self.digest), "size": self.size_bytes, "diffId": str(self.diff_id)}
+
+    def descriptor(self, annotations: dict[str, str] | None = None) -> Descriptor:
+        return Descriptor(OCI_LAYER_GZIP, self.digest, self.size_bytes, annotations or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where one store path's gzip member stands inside a stored layer."""
+
+    blob: Digest
+    start: int
+    size_bytes: int
+
+    @classmethod
+    def from_json(cls, value: Any) -> Member:
+        return cls(Digest.parse(value["blob"]), value["start"], value["size"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"blob": str(self.blob), "start": self.start, "size": self.size_bytes}
+
+
+class LayerMaker:
+    """Packs layers into `blobs`, in worker threads, and remembers what it packed in `records`."""
+
+    def __init__(self, contents: StoreContents, blobs: BlobStore, records: Records) -> None:
+        self._contents = contents
+        self._blobs = blobs
+        self._records = records
+        self._packing: Coalescer[Layer] = Coalescer()
+        self._threads = asyncio.Semaphore(os.cpu_count() or 1)
+
+    async def from_entries(self, entries: Iterable[tuple[TarEntry, Iterable[bytes]]]) -> Layer:
+        """A layer of entries that are at hand, as one gzip member."""
+
+        def fill(writer: BlobWriter, diff: _Hash) -> None:
+            _pack(_with_end(tar.archive(entries)), writer, diff)
+
+        return await asyncio.to_thread(self._write, fill)
+
+    async def from_store(self, infos: tuple[PathInfo, ...]) -> Layer:
+        """A layer of whole store paths. Equal layers are packed once, equal paths compressed once."""
+        recipe = cache_key(compression.CODEC, [[info.path.base_name, info.nar_hash] for info in infos])
+        return await self._packing.run(recipe, lambda: self._remembered_or_packed(recipe, infos))
+
+    async def _remembered_or_packed(self, recipe: str, infos: tuple[PathInfo, ...]) -> Layer:
+        if record := await self._records.get("layer", recipe):
+            layer = Layer.from_json(record)
+            if await self._blobs.has(layer.digest):
+                return layer
+        members = {info.path: await self._member(info) for info in infos}
+        async with self._threads:
+            layer, packed = await asyncio.to_thread(self._pack_paths, members)
+        for info in infos:
+            if info.path in packed:
+                await self._records.put("member", _member_key(info), packed[info.path].to_json())
+        await self._records.put("layer", recipe, layer.to_json())
+        return layer
+
+    async def _member(self, info: PathInfo) -> Member | None:
+        record = await self._records.get("member", _member_key(info))
+        if record is None:
+            return None
+        member = Member.from_json(record)
+        return member if await self._blobs.has(member.blob) else None
+
+    def _pack_paths(self, members: dict[StorePath, Member | None]) -> tuple[Layer, dict[StorePath, Member]]:
+        """Copies the members that exist, packs the others; returns where these then stand."""
+        spans: dict[StorePath, tuple[int, int]] = {}
+
+        def fill(writer: BlobWriter, diff: _Hash) -> None:
+            _pack(tar.archive((entry, ()) for entry in STORE_PARENTS), writer, diff)
+            for path, member in members.items():
+                start = writer.size_bytes
+                if member is None:
+                    _pack(tar.archive(_tar_entries(path, self._contents.entries(path))), writer, diff)
+                    spans[path] = start, writer.size_bytes - start
+                else:
+                    stored = self._blobs.read(member.blob, member.start, member.size_bytes)
+                    for piece in compression.decompress(_tee(stored, writer)):
+                        diff.update(piece)
+            _pack((tar.END,), writer, diff)
+
+        layer = self._write(fill)
+        return layer, {path: Member(layer.digest, *span) for path, span in spans.items()}
+
+    def _write(self, fill: Callable[[BlobWriter, _Hash], None]) -> Layer:
+        diff = hashlib.sha256()
+        with self._blobs.writer() as writer:
+            try:
+                fill(writer, diff)
+            except (OSError, ValueError) as error:
+                raise StorageError(f"a layer could not be packed: {error}") from error
+            return Layer(writer.commit(), writer.size_bytes, Digest("sha256", diff.hexdigest()))
+
+
+def _member_key(info: PathInfo) -> str:
+    return cache_key(compression.CODEC, info.path.base_name, info.nar_hash)
+
+
+def _with_end(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    yield from chunks
+    yield tar.END
+
+
+def _pack(chunks: Iterable[bytes], writer: BlobWriter, diff: _Hash) -> None:
+    """Compress `chunks` into one member while hashing what goes in."""
+
+    def hashed() -> Iterator[bytes]:
+        for chunk in chunks:
+            diff.update(chunk)
+            yield chunk
+
+    for piece in compression.compress(hashed()):
+        writer.write(piece)
+
+
+def _tee(chunks: Iterable[bytes], writer: BlobWriter) -> Iterator[bytes]:
+    for chunk in chunks:
+        writer.write(chunk)
+        yield chunk
+
+
+def _tar_entries(path: StorePath, entries: Iterator[FileEntry]) -> Iterator[tuple[TarEntry, Iterator[bytes]]]:
+    """A store path's file system objects as members below nix/store, with the modes that Nix gives them."""
+    root = str(path).strip("/").encode()
+    for entry in entries:
+        name = root + b"/" + entry.name if entry.name else root
+        yield _tar_entry(name, entry.node), entry.content
+
+
+def _tar_entry(name: bytes, node: Node) -> TarEntry:
+    match node:
+        case Directory():
+            return TarEntry.directory(name, 0o555)
+        case Symlink(target):
+            return TarEntry.symlink(name, os.fsencode(target))
+        case Regular(size_bytes, executable):
+            return TarEntry(name, EntryType.REGULAR, 0o555 if executable else 0o444, size_bytes)

@@ -1,0 +1,191 @@
+"""The one path through the program: pin -> evaluate -> realise -> locate -> assemble, over ports.
+
+Everything behind the pin is a function of its input, so each step is remembered under a key of that input
+and equal steps that run at the same time are one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+
+from nixery_snap.imaging.assemble import Assembler
+from nixery_snap.imaging.coalesce import Coalescer
+from nixery_snap.imaging.locate import find_closure
+from nixery_snap.imaging.request import ImageFormat, ImageRequest, cache_key
+from nixery_snap.imaging.resolution import Resolution
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.oci.digest import Digest
+from nixery_snap.oci.manifest import Manifest
+from nixery_snap.ports import (
+    BlobStore,
+    Evaluator,
+    PackageSource,
+    PathInfoSource,
+    Pin,
+    Progress,
+    Realiser,
+    Records,
+)
+
+log = structlog.get_logger()
+
+# Part of every image's and resolution's key: raise it when the same input begins to give other bytes.
+RECIPE_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An assembled image: its manifest is stored under `digest`, in OCI's media types."""
+
+    digest: Digest
+    pin: Pin
+    resolution: Resolution
+    closure: tuple[tuple[StorePath, int], ...]
+    """Every store path with its nar_size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The adapters that do the work of each step."""
+
+    source: PackageSource
+    evaluator: Evaluator
+    realiser: Realiser
+    path_infos: PathInfoSource
+    assembler: Assembler
+    blobs: BlobStore
+    records: Records
+
+
+class Pipeline:
+    """Makes images. `base_packages` go into every image; `layout` is what shapes images beside requests."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        base_packages: tuple[AttributePath, ...],
+        max_layers: int,
+        failure_ttl_seconds: float,
+    ) -> None:
+        self._steps = steps
+        self._base_packages = frozenset(base_packages)
+        self._max_layers = max_layers
+        self._images: Coalescer[Image] = Coalescer(failure_ttl_seconds)
+        self._resolutions: Coalescer[Resolution] = Coalescer()
+
+    @property
+    def source(self) -> PackageSource:
+        return self._steps.source
+
+    async def image(
+        self,
+        request: ImageRequest,
+        wait_seconds: float | None = None,
+        progress: Progress = lambda line: None,
+    ) -> Image:
+        """The image, from the records or made now.
+
+        Raises StillWorking after `wait_seconds`, while the work goes on; else what the steps raise.
+        """
+        with _timed("pinned", tag=request.tag):
+            pin = await self._steps.source.pin(request.tag)
+        key = self._key(request, pin)
+        return await self._images.run(key, lambda: self._image(key, request, pin, progress), wait_seconds)
+
+    async def drain(self, timeout_seconds: float) -> int:
+        """Let running work finish; returns how many images were given up."""
+        return await self._images.drain(timeout_seconds)
+
+    def _key(self, request: ImageRequest, pin: Pin) -> str:
+        shape = self._max_layers if request.format is ImageFormat.CLASSIC else None
+        names = [list(name.parts) for name in request.names]
+        base = sorted(list(name.parts) for name in self._base_packages)
+        return cache_key(
+            RECIPE_VERSION, pin.revision, request.system, request.format, names, request.shell, base, shape
+        )
+
+    async def _image(self, key: str, request: ImageRequest, pin: Pin, progress: Progress) -> Image:
+        if record := await self._steps.records.get("image", key):
+            image = _image_from_json(record, pin)
+            if await self._steps.blobs.has(image.digest):
+                return image
+        resolution = await self._resolve(request, pin, progress)
+        with _timed("realised", packages=len(resolution.packages)):
+            await self._steps.realiser.realise(key, resolution.packages, progress)
+        with _timed("located") as facts:
+            closure = await find_closure(self._steps.path_infos, resolution.outputs)
+            facts["paths"] = len(closure)
+        progress(f"assembling {len(closure)} store paths")
+        with _timed("assembled", format=request.format, title=request.title) as facts:
+            manifest = await self._steps.assembler.assemble(request, pin, resolution, closure)
+            digest = await self._steps.blobs.put(bytes(manifest))
+            facts |= {"digest": str(digest), "layers": len(manifest.layers)}
+        sizes = tuple((path, info.nar_size) for path, info in closure.items())
+        image = Image(digest, pin, resolution, sizes)
+        await self._steps.records.put("image", key, _image_to_json(image))
+        return image
+
+    async def _resolve(self, request: ImageRequest, pin: Pin, progress: Progress) -> Resolution:
+        """Both formats of an image share one evaluation."""
+        names = tuple(sorted({*request.names, *self._base_packages}))
+        requested, every = ([list(name.parts) for name in some] for some in (request.names, names))
+        key = cache_key(RECIPE_VERSION, pin.revision, request.system, requested, every)
+
+        async def evaluate() -> Resolution:
+            if record := await self._steps.records.get("resolution", key):
+                resolution = Resolution.from_json(record)
+                if await self._is_realisable(resolution):
+                    return resolution
+            progress(f"evaluating {request.title}")
+            checkout = await self._steps.source.checkout(pin)
+            with _timed("evaluated", system=request.system, names=len(names)):
+                results = await self._steps.evaluator.evaluate(checkout, request.system, names)
+            resolution = Resolution.of(dict(zip(names, results, strict=True)), request.names)
+            await self._steps.records.put("resolution", key, resolution.to_json())
+            return resolution
+
+        return await self._resolutions.run(key, evaluate)
+
+    async def _is_realisable(self, resolution: Resolution) -> bool:
+        """Whether the store still has the outputs, or the derivations to make them again."""
+        drvs = {StorePath.parse(package.drv_path) for package in resolution.packages}
+        known = await self._steps.path_infos.path_infos(drvs | resolution.outputs)
+        return all(
+            StorePath.parse(package.drv_path) in known or known.keys() >= set(package.outputs.values())
+            for package in resolution.packages
+        )
+
+    async def manifest(self, image: Image) -> Manifest:
+        return Manifest.parse(await self._steps.blobs.get(image.digest))
+
+
+@contextmanager
+def _timed(event: str, **facts: Any) -> Iterator[dict[str, Any]]:
+    """Log `event` with what it took, once the step has succeeded."""
+    begun = time.perf_counter()
+    yield facts
+    log.info(event, seconds=round(time.perf_counter() - begun, 4), **facts)
+
+
+def _image_to_json(image: Image) -> dict[str, Any]:
+    return {
+        "manifest": str(image.digest),
+        "resolution": image.resolution.to_json(),
+        "closure": [[str(path), nar_size] for path, nar_size in image.closure],
+    }
+
+
+def _image_from_json(value: Any, pin: Pin) -> Image:
+    return Image(
+        Digest.parse(value["manifest"]),
+        pin,
+        Resolution.from_json(value["resolution"]),
+        tuple((StorePath.parse(path), nar_size) for path, nar_size in value["closure"]),
+    )

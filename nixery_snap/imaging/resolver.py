@@ -1,0 +1,79 @@
+"""Follows symbolic links across store paths, the way the kernel would inside an image."""
+
+from __future__ import annotations
+
+from nixery_snap.errors import PathsMissing
+from nixery_snap.nix.file_tree import Directory, Node, Symlink
+from nixery_snap.nix.store_path import STORE_DIR, StorePath, store_path_of
+from nixery_snap.ports import StoreContents
+
+_MAX_LINKS = 40  # as Linux: path_resolution(7)
+_STORE_PARTS = STORE_DIR.strip("/").split("/")
+
+
+class Resolver:
+    """Looks nodes up by absolute path; file trees are read once."""
+
+    def __init__(self, contents: StoreContents) -> None:
+        self._contents = contents
+        self._roots: dict[StorePath, Node] = {}
+        self._trees: dict[StorePath, Node | None] = {}
+
+    async def root(self, path: StorePath) -> Node:
+        """The root of a store path, links followed not; a directory without its entries."""
+        if path not in self._roots:
+            self._roots[path] = await self._contents.root(path)
+        return self._roots[path]
+
+    async def follow(self, path: str) -> tuple[str, Node] | None:
+        """The real path and node at `path`, a directory with its entries, all links followed.
+
+        None where nothing is, where links go in circles, or where they leave the store: whatever stands
+        there belongs to the machine that looks, not to the image.
+        """
+        pending = path.split("/")[::-1]
+        walked: list[tuple[str, Node]] = []
+        links = 0
+        while pending:
+            part = pending.pop()
+            if part in {"", "."}:
+                continue
+            if part == "..":
+                del walked[-1:]
+                continue
+            node = await self._child(walked, part)
+            if node is None:
+                return None
+            if not isinstance(node, Symlink):
+                walked.append((part, node))
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                return None
+            if node.target.startswith("/"):
+                walked.clear()
+            pending.extend(node.target.split("/")[::-1])
+        if len(walked) <= len(_STORE_PARTS):
+            return None
+        return "/" + "/".join(name for name, _ in walked), walked[-1][1]
+
+    async def _child(self, walked: list[tuple[str, Node]], name: str) -> Node | None:
+        depth = len(walked)
+        if depth < len(_STORE_PARTS):
+            return Directory() if name == _STORE_PARTS[depth] else None
+        if depth == len(_STORE_PARTS):
+            located = store_path_of(f"{STORE_DIR}/{name}")
+            return None if located is None else await self._tree(located[0])
+        parent = walked[-1][1]
+        return parent.entries.get(name) if isinstance(parent, Directory) else None
+
+    async def _tree(self, path: StorePath) -> Node | None:
+        if path not in self._trees:
+            try:
+                root = await self.root(path)
+                # A link or a file is its own whole tree.
+                is_directory = isinstance(root, Directory)
+                self._trees[path] = await self._contents.file_tree(path) if is_directory else root
+            except PathsMissing:
+                self._trees[path] = None
+        return self._trees[path]

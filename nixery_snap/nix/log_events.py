@@ -1,0 +1,68 @@
+"""Nix's machine-readable log, `--log-format internal-json` (Nix, src/libutil/logging.hh).
+
+Lines are `@nix {…}`; the numbers are Nix's own enumerations of activities and results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+_PREFIX: Final = b"@nix "
+_ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR_LEVEL: Final = 0
+_COPY_PATH, _BUILD = 100, 105
+_BUILD_LOG_LINE: Final = 101
+_MAX_PLAIN_LINES: Final = 200
+
+
+@dataclass(slots=True)
+class LogReader:
+    """Fed line by line, gathers what the log says; `log_lines` bounds what is kept of each build's output."""
+
+    log_lines: int = 25
+    errors: list[str] = field(default_factory=list)
+    """Error messages without their traces, in order."""
+    build_logs: dict[str, deque[str]] = field(default_factory=dict)
+    """The last lines that each derivation's builder printed, by drv path."""
+    plain: deque[str] = field(default_factory=lambda: deque(maxlen=_MAX_PLAIN_LINES))
+    """Lines that were not in the format: a crash, or a Nix that does not know it."""
+    _activities: dict[int, str] = field(default_factory=dict)
+
+    def feed(self, line: bytes) -> str | None:
+        """Take one line; returns what began with it (`building …`, `copying …`), for people, if anything."""
+        if not line.startswith(_PREFIX):
+            if text := _clean(line.decode(errors="replace")):
+                self.plain.append(text)
+            return None
+        try:
+            return self._event(json.loads(line[len(_PREFIX) :]))
+        except (ValueError, KeyError, TypeError, IndexError):
+            self.plain.append(_clean(line.decode(errors="replace")))
+            return None
+
+    def _event(self, event: dict[str, Any]) -> str | None:
+        match event["action"]:
+            case "start" if event["type"] == _BUILD:
+                drv_path = str(event["fields"][0])
+                self._activities[event["id"]] = drv_path
+                self.build_logs[drv_path] = deque(maxlen=self.log_lines)
+                return _clean(event["text"])
+            case "start" if event["type"] == _COPY_PATH:
+                return _clean(event["text"])
+            case "result" if event["type"] == _BUILD_LOG_LINE:
+                if building := self._activities.get(event["id"]):
+                    self.build_logs[building].append(_clean(str(event["fields"][0])))
+            case "msg" if event["level"] == _ERROR_LEVEL and "raw_msg" in event:
+                self.errors.append(_clean(event["raw_msg"]))
+        return None
+
+
+def _clean(text: str) -> str:
+    """Without colours and other control characters: it ends up in terminals and JSON."""
+    return "".join(
+        letter for letter in _ANSI.sub("", text).expandtabs() if letter.isprintable() or letter == "\n"
+    ).rstrip()

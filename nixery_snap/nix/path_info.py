@@ -1,0 +1,45 @@
+"""What a store says of one of its paths (Nix manual, "Store Object Info")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nixery_snap.nix.store_path import StorePath
+
+
+@dataclass(frozen=True, slots=True)
+class PathInfo:
+    """`nar_hash` is `sha256:<nix base 32>` of the uncompressed NAR, `nar_size` its length in bytes.
+
+    `references` are direct, sorted, and may hold the path itself.
+    """
+
+    path: StorePath
+    nar_hash: str
+    nar_size: int
+    references: tuple[StorePath, ...]
+
+
+Closure = Mapping[StorePath, PathInfo]
+"""A closure as its path infos: whatever a member refers to is a member. Iterates in order of path."""
+
+
+def reachable(
+    roots: Iterable[StorePath], infos: Mapping[StorePath, PathInfo]
+) -> tuple[Closure, set[StorePath]]:
+    """What `roots` reach through `infos`, and the paths reached of which `infos` says nothing."""
+    found: dict[StorePath, PathInfo] = {}
+    unknown: set[StorePath] = set()
+    pending = list(roots)
+    while pending:
+        path = pending.pop()
+        if path in found or path in unknown:
+            continue
+        info = infos.get(path)
+        if info is None:
+            unknown.add(path)
+        else:
+            found[path] = info
+            pending.extend(info.references)
+    return {path: found[path] for path in sorted(found)}, unknown

@@ -1,0 +1,1 @@
+"""Where store paths are: the local Nix store."""

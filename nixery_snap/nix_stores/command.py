@@ -1,0 +1,128 @@
+"""Runs Nix's programs against one store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from nixery_snap.errors import NixError, NixMissing, SettingsError
+from nixery_snap.ports import Program
+
+_KILL_AFTER_SECONDS: Final = 3
+_LINE_BYTES: Final = 16 * 1024 * 1024  # one message of Nix's log can be a whole trace
+
+
+@dataclass(frozen=True, slots=True)
+class NixStore:
+    """Which store Nix works on. `root` is the directory that physically holds `nix/store`."""
+
+    uri: str
+    root: Path
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `auto`, `daemon` or a directory (a chroot store); raises SettingsError."""
+        if text in {"auto", "daemon"}:
+            return cls(text, Path("/"))
+        if re.match(r"[a-z0-9+-]+://|.*\?", text):
+            raise SettingsError(
+                "nix.store", f"{text!r} is none of auto, daemon or a directory for a private store"
+            )
+        root = Path(text).absolute()
+        return cls(str(root), root)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it is a chroot store of ours, without daemon and build users."""
+        return self.root != Path("/")
+
+    @property
+    def database(self) -> Path:
+        return self.root / "nix/var/nix/db/db.sqlite"
+
+
+class NixCommand:
+    """Implements the port NixRunner. `home` is given to Nix as HOME; `options` are extra nix.conf settings."""
+
+    def __init__(self, store: NixStore, home: Path, options: Mapping[str, str]) -> None:
+        self.store = store
+        self._environment = _environment(store, home, options)
+
+    async def initialise(self) -> None:
+        """Create a private store: concurrent first uses would trip over each other. Raises NixError."""
+        if self.store.is_private:
+            finished = await self.run("nix-store", "--init")
+            if finished.returncode != 0:
+                raise NixError(f"the Nix store {self.store.root} cannot be used: {finished.stderr.decode()}")
+
+    async def run(
+        self,
+        program: str,
+        *arguments: str,
+        timeout_seconds: float | None = None,
+        on_stderr: Callable[[bytes], object] | None = None,
+    ) -> Program:
+        command = (program, "--store", self.store.uri, "--log-format", "internal-json", *arguments)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=self._environment,
+                limit=_LINE_BYTES,
+                start_new_session=True,  # so that its builders can be ended with it
+            )
+        except FileNotFoundError:
+            raise NixMissing(program) from None
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                stdout, stderr = await asyncio.gather(
+                    _drain(process.stdout, None), _drain(process.stderr, on_stderr)
+                )
+                await process.wait()
+        finally:
+            if process.returncode is None:
+                await _end(process)
+        return Program(process.returncode or 0, stdout, stderr)
+
+
+async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[bytes], object] | None) -> bytes:
+    if stream is None:
+        return b""
+    if on_line is None:
+        return await stream.read()
+    while line := await stream.readline():
+        on_line(line.rstrip(b"\n"))
+    return b""
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Ask Nix to end, which lets it end its builders; then insist, on the whole process group."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(_KILL_AFTER_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+def _environment(store: NixStore, home: Path, options: Mapping[str, str]) -> dict[str, str]:
+    """Ours, with a HOME of its own and settings that are right for the store; later lines win."""
+    lines = ["build-poll-interval = 1"]
+    if store.is_private:
+        lines.append("build-users-group =")
+    lines += [os.environ.get("NIX_CONFIG", ""), "extra-experimental-features = nix-command"]
+    lines += [f"{name} = {value}" for name, value in options.items()]
+    kept = {name: value for name, value in os.environ.items() if name not in {"NIX_PATH", "NIX_REMOTE"}}
+    return kept | {"HOME": str(home), "NIX_CONFIG": "\n".join(lines), "LC_ALL": "C.UTF-8"}

@@ -1,0 +1,60 @@
+"""Makes store paths exist by `nix-store --realise`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final
+
+from nixery_snap.errors import RealisationFailed, RealisationTimedOut
+from nixery_snap.nix.log_events import LogReader
+from nixery_snap.ports import NixRunner, Package, Progress
+
+_DRV: Final = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+\-._?=]+\.drv")
+LOG_LINES: Final = 25
+
+
+class NixRealiser:
+    """Implements the port Realiser.
+
+    `gc_roots` is the directory for the links that keep an image's paths from the garbage collector;
+    `store_uri` is shown in the command by which an operator sees a whole log.
+    """
+
+    def __init__(self, nix: NixRunner, gc_roots: Path, store_uri: str, timeout_seconds: float) -> None:
+        self._nix = nix
+        self._gc_roots = gc_roots
+        self._store_uri = store_uri
+        self._timeout_seconds = timeout_seconds
+
+    async def realise(self, key: str, packages: Collection[Package], progress: Progress) -> None:
+        log = LogReader(LOG_LINES)
+
+        def feed(line: bytes) -> None:
+            if begun := log.feed(line):
+                progress(begun)
+
+        targets = sorted(f"{package.drv_path}!{','.join(package.outputs)}" for package in packages)
+        self._gc_roots.mkdir(parents=True, exist_ok=True)
+        try:
+            finished = await self._nix.run(
+                "nix-store",
+                *("--realise", *targets, "--add-root", str(self._gc_roots / key), "--indirect"),
+                timeout_seconds=self._timeout_seconds,
+                on_stderr=feed,
+            )
+        except TimeoutError:
+            raise RealisationTimedOut(self._timeout_seconds) from None
+        if finished.returncode != 0:
+            raise self._failure(log)
+
+    def _failure(self, log: LogReader) -> RealisationFailed:
+        """The first error names the derivation that failed; later ones those that depend on it."""
+        reason = log.errors[0] if log.errors else "\n".join(log.plain) or "Nix gave no reason"
+        reason = reason.split("\n", 1)[0].rstrip(";:")
+        named = _DRV.search(reason)
+        drv_path = named[0] if named else None
+        lines = tuple(log.build_logs.get(drv_path or "", ()))
+        command = f"nix-store --store {self._store_uri} --read-log {drv_path}" if drv_path else ""
+        return RealisationFailed(drv_path, reason, lines, command)

@@ -1,0 +1,1 @@
+"""Blobs and records over one object store."""

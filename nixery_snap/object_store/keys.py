@@ -1,0 +1,29 @@
+"""The key tree of the object store; nothing else makes keys.
+
+    blobs/<algorithm>/<first 2 hex digits>/<hex>   content as served: layers, image configs, manifests
+    records/<kind>/<first 2 of key>/<key>.json     what was found out, by a key of its input:
+        resolution    packages of a request at a revision -> derivations and outputs
+        image         request at a revision -> manifest, packages, closure
+        layer         store paths with their NAR hashes and the codec -> layer
+        member        one store path, NAR hash and codec -> where its gzip member stands in a layer
+    staging/                                       blobs being written, on local directories only
+
+A record is written after everything that it names, and neither blobs nor records are ever changed. So any
+prefix of the writes of an interrupted process is a consistent store.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nixery_snap.oci.digest import Digest
+
+STAGING: Final = "staging"
+
+
+def blob(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex[:2]}/{digest.hex}"
+
+
+def record(kind: str, key: str) -> str:
+    return f"records/{kind}/{key[:2]}/{key}.json"

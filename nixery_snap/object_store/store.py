@@ -1,0 +1,171 @@
+"""Objects by key over obstore: get, put-if-absent, range, list, delete, locate. No more is asked of a backend."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import IO, Final
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, MemoryStore
+
+from nixery_snap.errors import SettingsError, StorageError
+from nixery_snap.object_store import keys
+from nixery_snap.ports import Location, StoredBytes, StoredFile
+
+_READ_BYTES: Final = 1024 * 1024
+_STALE_STAGING_SECONDS: Final = 24 * 3600
+
+
+class ObjectStore:
+    """A store by URL: `file:///directory` or `memory://`.
+
+    `root` is a local store's directory, None for others.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.url = url
+        self.root: Path | None = None
+        self._store: LocalStore | MemoryStore
+        if parts.scheme == "memory":
+            self._store = MemoryStore()
+            return
+        if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
+            raise SettingsError("storage", f"{url!r} is not file:///DIRECTORY or memory://")
+        self.root = Path(unquote(parts.path))
+        try:
+            self._staging = self.root / keys.STAGING
+            self._staging.mkdir(parents=True, exist_ok=True)
+            _sweep(self._staging)
+            self._store = LocalStore(self.root)
+        except (OSError, BaseError) as error:
+            raise SettingsError("storage", f"{self.root} cannot be used: {error}") from error
+
+    async def get(self, key: str) -> bytes | None:
+        with _translated(key):
+            try:
+                result = await obstore.get_async(self._store, key)
+                return bytes(await result.bytes_async())
+            except FileNotFoundError:
+                return None
+
+    async def put_if_absent(self, key: str, content: bytes) -> bool:
+        """Tells whether this call wrote it."""
+        with _translated(key):
+            try:
+                await obstore.put_async(self._store, key, content, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
+
+    async def exists(self, key: str) -> bool:
+        with _translated(key):
+            try:
+                await obstore.head_async(self._store, key)
+            except FileNotFoundError:
+                return False
+            return True
+
+    async def delete(self, key: str) -> None:
+        with _translated(key), contextlib.suppress(FileNotFoundError):
+            await obstore.delete_async(self._store, key)
+
+    async def list(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
+        """Keys below `prefix` with their sizes in bytes, in no particular order."""
+        with _translated(prefix):
+            async for batch in obstore.list(self._store, prefix):
+                for meta in batch:
+                    yield meta["path"], meta["size"]
+
+    async def locate(self, key: str) -> Location | None:
+        """How to serve an object: a local one as its file."""
+        if self.root is None:
+            content = await self.get(key)
+            return None if content is None else StoredBytes(content)
+        path = self.root / key
+        try:
+            return StoredFile(path, (await asyncio.to_thread(path.stat)).st_size)
+        except FileNotFoundError:
+            return None
+
+    def read(self, key: str, start: int, length: int | None) -> Iterator[bytes]:
+        """Blocking. Raises FileNotFoundError for an absent key."""
+        if self.root is None:
+            content = bytes(obstore.get(self._store, key).bytes())
+            yield content[start : None if length is None else start + length]
+            return
+        with (self.root / key).open("rb") as file:
+            file.seek(start)
+            left = length
+            while left is None or left > 0:
+                chunk = file.read(_READ_BYTES if left is None else min(_READ_BYTES, left))
+                if not chunk:
+                    break
+                if left is not None:
+                    left -= len(chunk)
+                yield chunk
+            if left:
+                raise StorageError(f"the object {key} is shorter than was recorded")
+
+    @contextlib.contextmanager
+    def stage(self) -> Iterator[Staged]:
+        """Blocking: a file to write an object to before its key is known; gone afterwards in any case."""
+        handle, name = tempfile.mkstemp(dir=None if self.root is None else self._staging)
+        path = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield Staged(self, path, file)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def publish(self, staged: Path, key: str) -> None:
+        """Blocking: put a finished staged file under `key`, unless something is there."""
+        if self.root is None:
+            with contextlib.suppress(AlreadyExistsError):
+                obstore.put(self._store, key, staged.read_bytes(), mode="create")
+            return
+        target = self.root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.chmod(0o644)
+        with contextlib.suppress(FileExistsError):
+            os.link(staged, target)
+
+
+class Staged:
+    """A staged object, open for writing."""
+
+    def __init__(self, store: ObjectStore, path: Path, file: IO[bytes]) -> None:
+        self._store, self._path, self._file = store, path, file
+
+    def write(self, chunk: bytes) -> None:
+        self._file.write(chunk)
+
+    def publish(self, key: str) -> None:
+        """Make it visible under `key`, all at once; nothing may be written afterwards."""
+        self._file.close()
+        self._store.publish(self._path, key)
+
+
+@contextlib.contextmanager
+def _translated(key: str) -> Iterator[None]:
+    """Vendor and operating system errors become ours."""
+    try:
+        yield
+    except (OSError, BaseError) as error:
+        raise StorageError(f"the object store failed at {key}: {error}") from error
+
+
+def _sweep(staging: Path) -> None:
+    """Remove what killed processes left; what is young may belong to a replica that is at work."""
+    for path in staging.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < time.time() - _STALE_STAGING_SECONDS:
+                path.unlink()

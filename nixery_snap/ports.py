@@ -1,0 +1,244 @@
+"""What the program needs from the world, as Protocols; adapters are made in `service.py` alone.
+
+All implementations of one port pass the same suite in `tests/contract/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from nixery_snap.errors import PackageProblem
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.file_tree import Node
+from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.oci.digest import Digest
+
+# --- object store -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A blob as a file of this machine, to be sent as it is."""
+
+    path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBytes:
+    """A small blob, or one of a store without files."""
+
+    content: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.content)
+
+
+@dataclass(frozen=True, slots=True)
+class SignedUrl:
+    """A blob that the client can fetch by itself, for a limited time."""
+
+    url: str
+    size_bytes: int
+
+
+Location = StoredFile | StoredBytes | SignedUrl
+
+
+class BlobWriter(Protocol):
+    """Takes one blob piece by piece in a worker thread; nothing is visible before `commit`."""
+
+    def write(self, chunk: bytes) -> None: ...
+
+    @property
+    def size_bytes(self) -> int:
+        """How much has been written so far."""
+
+    def commit(self) -> Digest:
+        """Make the blob visible under its digest, all at once."""
+
+
+class BlobStore(Protocol):
+    """Immutable content by digest. Every write is all or nothing; writing twice is writing once."""
+
+    async def put(self, content: bytes) -> Digest: ...
+
+    async def get(self, digest: Digest) -> bytes:
+        """All of a small blob. Raises BlobNotFound."""
+
+    async def locate(self, digest: Digest) -> Location:
+        """How to serve it. Raises BlobNotFound."""
+
+    async def has(self, digest: Digest) -> bool: ...
+
+    def writer(self) -> AbstractContextManager[BlobWriter]:
+        """Blocking; leaving the context without a commit leaves nothing behind."""
+
+    def read(self, digest: Digest, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Blocking, for worker threads. Raises BlobNotFound."""
+
+
+class Records(Protocol):
+    """Small JSON facts under (kind, key), written once and only after all that they name.
+
+    A reader gets a fresh value or the same immutable one: treat it as read-only.
+    """
+
+    async def get(self, kind: str, key: str) -> Any | None: ...
+
+    async def put(self, kind: str, key: str, value: Any) -> None: ...
+
+
+# --- package sources --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """`revision` fixes a source's content for ever; `url` tells people where that can be had, if anywhere."""
+
+    revision: str
+    url: str | None = None
+
+
+class PackageSource(Protocol):
+    """Where package sets come from."""
+
+    @property
+    def name(self) -> str:
+        """For people, in logs and messages; holds no secret."""
+
+    async def pin(self, tag: str) -> Pin:
+        """What `tag` means now. Raises TagNotFound, SourceError."""
+
+    def current(self, tag: str) -> Pin | None:
+        """The pin of `tag` if that can be known at once, without any I/O that could wait."""
+
+    async def checkout(self, pin: Pin) -> Path:
+        """A directory holding exactly that revision, never changed again. Raises SourceError."""
+
+
+# --- Nix --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One evaluated package. `outputs` are those to install, by output name."""
+
+    attribute: AttributePath
+    name: str
+    drv_path: str
+    outputs: Mapping[str, StorePath]
+    main_program: str | None
+    licenses: tuple[str, ...]
+    priority: int
+
+    @classmethod
+    def from_json(cls, value: Any) -> Package:
+        return cls(
+            AttributePath(tuple(value["attribute"])),
+            value["name"],
+            value["drvPath"],
+            {output: StorePath.parse(path) for output, path in value["outputs"].items()},
+            value["mainProgram"],
+            tuple(value["licenses"]),
+            value["priority"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "attribute": list(self.attribute.parts),
+            "name": self.name,
+            "drvPath": self.drv_path,
+            "outputs": {output: str(path) for output, path in self.outputs.items()},
+            "mainProgram": self.main_program,
+            "licenses": list(self.licenses),
+            "priority": self.priority,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A finished program."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+class NixRunner(Protocol):
+    """Runs Nix's programs against the configured store."""
+
+    async def run(
+        self,
+        program: str,
+        *arguments: str,
+        timeout_seconds: float | None = None,
+        on_stderr: Callable[[bytes], object] | None = None,
+    ) -> Program:
+        """Raises TimeoutError after killing the program and its children, and NixMissing.
+
+        `on_stderr` gets each line as it comes; the result's stderr then is empty.
+        """
+
+
+class Evaluator(Protocol):
+    """Turns attribute paths into packages."""
+
+    async def evaluate(
+        self, package_set: Path, system: str, names: Sequence[AttributePath]
+    ) -> Sequence[Package | PackageProblem]:
+        """One result for each name, in order; one bad name hides no other.
+
+        Raises EvaluationFailed, EvaluationTimedOut, NixTooOld.
+        """
+
+
+Progress = Callable[[str], None]
+"""Takes one line for people about what is going on now."""
+
+
+class Realiser(Protocol):
+    """Makes store paths exist, by building or substituting."""
+
+    async def realise(self, key: str, packages: Collection[Package], progress: Progress) -> None:
+        """Afterwards every output of `packages` is in the store, kept from its garbage collector under `key`.
+
+        Raises RealisationFailed, RealisationTimedOut.
+        """
+
+
+class PathInfoSource(Protocol):
+    """Knows path infos: a local store, a binary cache, or several of them."""
+
+    async def path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]:
+        """Of those `paths` that it knows; may add what they refer to, where one question answers both."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file system object below a store path; `name` is relative, empty for the root itself.
+
+    `content` is what a regular file holds; a directory's `node` has no entries here.
+    """
+
+    name: bytes
+    node: Node
+    content: Iterator[bytes]
+
+
+class StoreContents(Protocol):
+    """Reads what is inside store paths. Links are never followed. Raises PathsMissing."""
+
+    async def root(self, path: StorePath) -> Node:
+        """The node at the root; a directory without its entries."""
+
+    async def file_tree(self, path: StorePath) -> Node: ...
+
+    def entries(self, path: StorePath) -> Iterator[FileEntry]:
+        """Blocking. Parents before children, children in byte order of their names; contents lazily."""

@@ -1,0 +1,1 @@
+"""The OCI distribution API over HTTP; the only place that knows HTTP status codes."""

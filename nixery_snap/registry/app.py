@@ -1,0 +1,86 @@
+"""The web application: routes, and what holds for every request."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Final
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from nixery_snap.errors import NixerySnapError
+from nixery_snap.registry.blobs import get_blob
+from nixery_snap.registry.context import REGISTRY, Registry
+from nixery_snap.registry.errors import error_response, oci_error
+from nixery_snap.registry.health import get_health, get_readiness, get_version
+from nixery_snap.registry.manifests import get_manifest
+
+log = structlog.get_logger()
+
+REQUEST_ID: Final = "X-Request-Id"
+
+
+def make_app(registry: Registry, *, access_log: bool) -> web.Application:
+    """`access_log` logs every request; without it only those that fail."""
+
+    @web.middleware
+    async def every_request(request: web.Request, handler: Handler) -> web.StreamResponse:
+        begun = time.perf_counter()
+        request_id = uuid.uuid4().hex
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        response = await _answer(request, handler, request_id)
+        if not response.prepared:
+            response.headers[REQUEST_ID] = request_id
+            response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+        if access_log or response.status >= 400:
+            log.info(
+                "request",
+                method=request.method,
+                path=request.raw_path[:300],
+                status=response.status,
+                seconds=round(time.perf_counter() - begun, 4),
+                client=request.remote,
+            )
+        return response
+
+    app = web.Application(middlewares=[every_request])
+    app[REGISTRY] = registry
+    app.router.add_get("/v2/", get_version)
+    app.router.add_get("/v2", get_version)
+    app.router.add_get("/v2/{name:.+}/manifests/{reference:[^/]+}", get_manifest)
+    app.router.add_get("/v2/{name:.+}/blobs/{digest:[^/]+}", get_blob)
+    app.router.add_get("/healthz", get_health)
+    app.router.add_get("/readyz", get_readiness)
+    return app
+
+
+async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    """What the handler answers, every failure as an OCI error."""
+    # No name, tag or digest needs an escape, but for the digest's colon; anything else is a disguise.
+    path = request.raw_path.partition("?")[0]
+    if "%" in path.replace("%3A", "").replace("%3a", ""):
+        return oci_error("NAME_INVALID", 400, "names, tags and digests hold no escaped characters")
+    try:
+        return await handler(request)
+    except NixerySnapError as error:
+        response = error_response(error, request_id)
+        if response.status >= 500:
+            log.error("request-failed", path=request.raw_path[:300], error=str(error), exc_info=True)
+        return response
+    except web.HTTPMethodNotAllowed as error:
+        headers = {"Allow": ", ".join(sorted(error.allowed_methods))}
+        return oci_error(
+            "UNSUPPORTED", 405, "this registry makes its images itself: it is read-only", None, headers
+        )
+    except web.HTTPNotFound:
+        return oci_error("NAME_UNKNOWN", 404, "there is nothing at this path; images are below /v2/")
+    except web.HTTPException:
+        raise
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("request-crashed", path=request.raw_path[:300])
+        return oci_error("UNKNOWN", 500, f"the server failed; its log says why under request {request_id}")

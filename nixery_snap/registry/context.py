@@ -1,0 +1,53 @@
+"""What the endpoints share: the parts of the application and the helpers of several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+from cachetools import LRUCache
+
+from nixery_snap.imaging.pipeline import Pipeline
+from nixery_snap.imaging.request import NameGrammar
+from nixery_snap.oci.digest import Digest
+from nixery_snap.ports import BlobStore
+
+IMMUTABLE: Final = "public, max-age=31536000, immutable"
+
+
+@dataclass(slots=True)
+class Registry:
+    """`memory` keeps what is asked for often by the digest it is served under, bounded by its bytes."""
+
+    pipeline: Pipeline
+    blobs: BlobStore
+    grammar: NameGrammar
+    wait_seconds: float
+    memory: LRUCache[str, tuple[str, bytes]]
+    draining: bool = field(default=False)
+
+
+REGISTRY: Final = web.AppKey("registry", Registry)
+
+
+def new_memory(memory_bytes: int) -> LRUCache[str, tuple[str, bytes]]:
+    return LRUCache(memory_bytes, getsizeof=lambda item: len(item[1]))
+
+
+def content_headers(digest: Digest, media_type: str) -> dict[str, str]:
+    return {
+        "Content-Type": media_type,
+        "Docker-Content-Digest": str(digest),
+        "ETag": f'"{digest}"',
+        "Cache-Control": IMMUTABLE,
+    }
+
+
+def not_modified(request: web.Request, digest: Digest) -> bool:
+    """Whether the client has it already (RFC 9110, section 13.1.2)."""
+    wanted = request.headers.get("If-None-Match")
+    if wanted is None:
+        return False
+    tags = (tag.strip().removeprefix("W/") for tag in wanted.split(","))
+    return any(tag in {"*", f'"{digest}"'} for tag in tags)

@@ -1,0 +1,201 @@
+"""Answers that cannot change, repeated without parsing the request again.
+
+Nodes ask for the same manifest again and again with the very same bytes. aiohttp answers such a request in
+some 30 µs, most of which goes into parsing, routing and building objects. Here the exact bytes of a request
+that was answered once with an answer marked `hot` are the key under which the finished bytes are kept.
+
+Only a connection on which nothing is in flight takes the short way, and only for one whole request that
+arrives as one segment and has no body. Whatever else a client sends (a head in two segments, a body, several
+requests at once, an upgrade) is aiohttp's, and so is the rest of that connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
+
+MAX_HEAD_BYTES: Final = 2048
+MAX_BODY_BYTES: Final = 64 * 1024
+_OVERHEAD_BYTES: Final = 512  # objects around an entry, roughly
+
+# Headers after which a request is more than its head, or the connection is not kept.
+_NOT_PLAIN: Final = (b"\ncontent-length", b"\ntransfer-encoding", b"\nupgrade", b"\nexpect", b"\nconnection")
+_PLAIN_CONNECTION: Final = b"\nconnection: keep-alive\r\n"
+
+
+def always() -> bool:
+    """Validity of what is named by digest."""
+    return True
+
+
+# A handler marks its answer with this: `response[HOT] = always`, or a function that says, without I/O, whether
+# the answer still holds. The answer must not depend on anything but the bytes of the request head.
+HOT: Final[web.ResponseKey[Callable[[], bool]]] = web.ResponseKey("hot")
+
+
+@dataclass(slots=True)
+class _Answer:
+    before_date: bytes
+    after_date: bytes  # the rest of the head, and the body
+    valid: Callable[[], bool]
+    rendered: bytes = b""
+    rendered_date: bytes = b""
+
+    @property
+    def size_bytes(self) -> int:
+        return 2 * len(self.after_date) + len(self.before_date) + _OVERHEAD_BYTES
+
+
+class HotAnswers:
+    """What is remembered, of bounded size; first in, first out (one request brings an answer back)."""
+
+    def __init__(self, max_bytes: int = 64 * 1024 * 1024, omit: frozenset[str] = frozenset()) -> None:
+        """`omit`: lower-cased names of headers that belong to one request only, such as its id."""
+        self._answers: dict[bytes, _Answer] = {}
+        self._size_bytes = 0
+        self._max_bytes = max_bytes
+        self._omit = omit | {"date"}
+        self._date = b""
+        self._date_until = 0.0
+        self.hits = 0
+
+    def find(self, head: bytes, now: float) -> bytes | None:
+        """The whole answer to exactly this head, if there is one and it still holds. `now`: loop time."""
+        answer = self._answers.get(head)
+        if answer is None:
+            return None
+        if not answer.valid():
+            self._forget(head)
+            return None
+        if now >= self._date_until:
+            self._renew_date(now)
+        if answer.rendered_date is not self._date:
+            answer.rendered = b"".join((answer.before_date, self._date, answer.after_date))
+            answer.rendered_date = self._date
+        self.hits += 1
+        return answer.rendered
+
+    def remember(self, head: bytes, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Keep an answer that has just been sent, if it is marked and fit to be kept."""
+        valid = response.get(HOT)
+        if (
+            valid is None
+            or not isinstance(response, web.Response)
+            or request.version != HttpVersion11
+            or len(head) > MAX_HEAD_BYTES
+        ):
+            return
+        body = b"" if request.method == hdrs.METH_HEAD else response.body
+        if (
+            not isinstance(body, bytes)
+            or len(body) > MAX_BODY_BYTES
+            or hdrs.TRANSFER_ENCODING in response.headers
+        ):
+            return
+        status = f"HTTP/1.1 {response.status} {response.reason}\r\nDate: "
+        rest = "".join(
+            f"\r\n{name}: {value}"
+            for name, value in response.headers.items()
+            if name.lower() not in self._omit
+        )
+        self._forget(head)
+        answer = _Answer(status.encode(), rest.encode() + b"\r\n\r\n" + body, valid)
+        self._answers[head] = answer
+        self._size_bytes += answer.size_bytes + len(head)
+        while self._size_bytes > self._max_bytes:
+            self._forget(next(iter(self._answers)))
+
+    def _forget(self, head: bytes) -> None:
+        if answer := self._answers.pop(head, None):
+            self._size_bytes -= answer.size_bytes + len(head)
+
+    def _renew_date(self, now: float) -> None:
+        wall = time.time()
+        self._date = formatdate(wall, usegmt=True).encode()
+        self._date_until = now + 1 - wall % 1
+
+
+class HotRequestHandler(web.RequestHandler):
+    """aiohttp's protocol with a short way in front of it."""
+
+    __slots__ = ("_answers", "_eligible", "_head", "_ready", "_refresh_at")
+
+    def __init__(
+        self, manager: web.Server, answers: HotAnswers, *, loop: asyncio.AbstractEventLoop, **options: Any
+    ) -> None:
+        super().__init__(manager, loop=loop, **options)
+        self._answers = answers
+        self._eligible = True  # only whole, plain requests so far, and the connection is to stay
+        self._ready = False  # nothing in flight; the first request of a connection takes the long way
+        self._head: bytes | None = None  # the one request in flight, if it is plain
+        self._refresh_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._refresh_at = self._loop.time() + self.keepalive_timeout / 2
+        self._ready = True
+
+    def data_received(self, data: bytes) -> None:
+        if self._ready and self.transport is not None and not self.writing_paused:
+            now = self._loop.time()
+            # Now and then a request goes the long way: aiohttp counts a connection's idle time from there.
+            if now < self._refresh_at and (answer := self._answers.find(data, now)) is not None:
+                self.transport.write(answer)
+                return
+        if data:  # aiohttp itself calls with nothing, to have its buffers looked at again
+            plain = self._ready and is_plain(data)
+            self._eligible = self._eligible and plain
+            self._head = data if plain else None
+            self._ready = False
+        super().data_received(data)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        resp, reset = await super().finish_response(request, resp, start_time)
+        head, self._head = self._head, None
+        if head is not None and self._eligible and not reset and resp.keep_alive:
+            self._answers.remember(head, request, resp)
+            self._refresh_at = self._loop.time() + self.keepalive_timeout / 2
+            self._ready = True
+        return resp, reset
+
+    def close(self) -> None:
+        self._eligible = self._ready = False
+        super().close()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 (aiohttp's signature)
+        self._eligible = self._ready = False
+        await super().shutdown(timeout)
+
+
+def is_plain(data: bytes) -> bool:
+    """Whether this is one whole request that consists of its head alone and leaves the connection open."""
+    if data.find(b"\r\n\r\n") != len(data) - 4 or not data.startswith((b"GET ", b"HEAD ")):
+        return False
+    lowered = data.lower()
+    if _PLAIN_CONNECTION in lowered:
+        lowered = lowered.replace(_PLAIN_CONNECTION, b"\n", 1)
+    return not any(name in lowered for name in _NOT_PLAIN)
+
+
+async def serve_hot(
+    runner: web.AppRunner, answers: HotAnswers, *, sockets: list[Any], backlog: int = 1024, **options: Any
+) -> list[asyncio.Server]:
+    """Listen on bound sockets in place of `web.TCPSite`; `runner` is set up. Close these before its clean-up."""
+    loop = asyncio.get_running_loop()
+    manager = runner.server
+    if manager is None:
+        raise RuntimeError("the runner is not set up")
+
+    def protocol() -> HotRequestHandler:
+        return HotRequestHandler(manager, answers, loop=loop, **options)
+
+    return [await loop.create_server(protocol, sock=sock, backlog=backlog) for sock in sockets]

@@ -1,0 +1,66 @@
+"""GET and HEAD /v2/<name>/manifests/<tag or digest> (OCI distribution-spec, "Pulling manifests")."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+
+from nixery_snap.errors import BlobNotFound, InvalidFormat, ManifestNotFound
+from nixery_snap.imaging.request import ImageFormat
+from nixery_snap.oci.digest import Digest
+from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Manifest
+from nixery_snap.oci.media_types import wants_docker
+from nixery_snap.oci.reference import check_name
+from nixery_snap.registry.context import REGISTRY, Registry, content_headers, not_modified
+from nixery_snap.registry.hot_answers import HOT, always
+
+REVISION_HEADER: Final = "X-Nixery-Snap-Revision"
+
+
+async def get_manifest(request: web.Request) -> web.Response:
+    registry = request.app[REGISTRY]
+    name, reference = request.match_info["name"], request.match_info["reference"]
+    if ":" in reference:
+        check_name(name)
+        response = _response(request, *await _by_digest(registry, Digest.parse(reference)))
+        response[HOT] = always
+        return response
+    asked = registry.grammar.parse(name, reference)
+    image = await registry.pipeline.image(asked, registry.wait_seconds)
+    digest = image.digest
+    # Docker's older manifests cannot carry annotations on layers, so a snapshotter image has none.
+    if asked.format is ImageFormat.CLASSIC and wants_docker(", ".join(request.headers.getall("Accept", []))):
+        manifest = Manifest.parse((await _by_digest(registry, digest))[2])
+        digest = await registry.blobs.put(bytes(manifest.to_docker()))
+    response = _response(request, *await _by_digest(registry, digest))
+    response.headers["Cache-Control"] = "no-cache"  # a tag moves
+    response.headers[REVISION_HEADER] = image.pin.revision
+    response.headers["Vary"] = "Accept"
+    source, pin = registry.pipeline.source, image.pin
+    response[HOT] = lambda: source.current(reference) == pin
+    return response
+
+
+async def _by_digest(registry: Registry, digest: Digest) -> tuple[Digest, str, bytes]:
+    """(digest, media type, content). Raises ManifestNotFound, also for a blob that is no manifest."""
+    known = registry.memory.get(str(digest))
+    if known is None:
+        try:
+            if (await registry.blobs.locate(digest)).size_bytes > MAX_MANIFEST_BYTES:
+                raise ManifestNotFound(str(digest))
+            content = await registry.blobs.get(digest)
+            known = Manifest.parse(content).media_type, content
+        except (BlobNotFound, InvalidFormat):
+            raise ManifestNotFound(str(digest)) from None
+        if len(content) <= registry.memory.maxsize:
+            registry.memory[str(digest)] = known
+    return digest, *known
+
+
+def _response(request: web.Request, digest: Digest, media_type: str, content: bytes) -> web.Response:
+    headers = content_headers(digest, media_type)
+    if not_modified(request, digest):
+        del headers["Content-Type"]
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=content, headers=headers)

@@ -1,0 +1,67 @@
+"""The composition root: the only place that constructs adapters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nixery_snap.evaluation.one_shot import OneShotEvaluator
+from nixery_snap.imaging.assemble import Assembler
+from nixery_snap.imaging.layers import LayerMaker
+from nixery_snap.imaging.pipeline import Pipeline, Steps
+from nixery_snap.imaging.request import NameGrammar
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix_stores.command import NixCommand, NixStore
+from nixery_snap.nix_stores.local_store import StoreDatabase, StoreFiles
+from nixery_snap.nix_stores.realiser import NixRealiser
+from nixery_snap.object_store.blobs import Blobs
+from nixery_snap.object_store.records import StoredRecords
+from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.ports import BlobStore
+from nixery_snap.settings import Settings
+from nixery_snap.sources.path import PathSource
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Everything that makes images, wired; what the registry and the commands build upon."""
+
+    settings: Settings
+    grammar: NameGrammar
+    pipeline: Pipeline
+    blobs: BlobStore
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Service]:
+    """Raises SettingsError, NixError."""
+    store = NixStore.parse(settings.nix.store)
+    cache = settings.cache_path
+    home = cache / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    nix = NixCommand(store, home, settings.nix.options)
+    await nix.initialise()
+
+    objects = ObjectStore(settings.storage_url)
+    blobs = Blobs(objects)
+    records = StoredRecords(objects, settings.limits.memory_cache)
+    contents = StoreFiles(store.root)
+    max_layers = settings.limits.max_layers
+    steps = Steps(
+        source=PathSource(Path(settings.source.removeprefix("path:")), cache / "checkouts"),
+        evaluator=OneShotEvaluator(nix, settings.nix.eval_timeout, settings.nix.evaluators),
+        realiser=NixRealiser(nix, cache / "gcroots", store.uri, settings.nix.build_timeout),
+        path_infos=StoreDatabase(store.database),
+        assembler=Assembler(contents, blobs, LayerMaker(contents, blobs, records), max_layers),
+        blobs=blobs,
+        records=records,
+    )
+    base_packages = tuple(map(AttributePath.parse, settings.base_packages))
+    yield Service(
+        settings,
+        NameGrammar(settings.format, settings.systems, settings.all_meta_packages),
+        Pipeline(steps, base_packages, max_layers, settings.limits.failure_ttl),
+        blobs,
+    )

@@ -1,0 +1,132 @@
+"""Runs the registry: sockets, worker processes, signals, graceful shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from nixery_snap.errors import SettingsError
+from nixery_snap.registry.app import make_app
+from nixery_snap.registry.context import Registry, new_memory
+from nixery_snap.registry.hot_answers import HotAnswers, serve_hot
+from nixery_snap.service import open_service
+from nixery_snap.settings import Settings
+
+log = structlog.get_logger()
+
+_BACKLOG = 1024
+
+
+def serve(settings: Settings, started: Callable[[str], None]) -> int:
+    """Serve until SIGTERM or SIGINT; calls `started` with the address once requests are taken.
+
+    Returns the exit code. Raises SettingsError, NixError.
+    """
+    sock = _bind(settings)
+    address = _address(sock)
+    if settings.workers == 1:
+        uvloop.run(_serve(settings, sock, lambda: started(address)))
+        return 0
+    return _supervise(settings.model_copy(update={"listen": address}), lambda: started(address))
+
+
+async def _serve(settings: Settings, sock: socket.socket, started: Callable[[], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    limits = settings.limits
+    async with open_service(settings) as service:
+        registry = Registry(
+            service.pipeline,
+            service.blobs,
+            service.grammar,
+            settings.nix.wait_timeout,
+            new_memory(limits.memory_cache),
+        )
+        app = make_app(registry, access_log=settings.access_log)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_timeout)
+        await runner.setup()
+        # Remembered answers are in no log, so they are given up where every request is to be in it.
+        hot = HotAnswers(0 if settings.access_log else limits.memory_cache)
+        servers = await serve_hot(runner, hot, sockets=[sock], backlog=_BACKLOG)
+        log.info("serving", listen=_address(sock), pid=os.getpid())
+        started()
+        await stop.wait()
+        log.info("stopping", timeout_seconds=limits.shutdown_timeout)
+        registry.draining = True
+        for server in servers:
+            server.close()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(runner.cleanup())
+            drained = group.create_task(service.pipeline.drain(limits.shutdown_timeout))
+        log.info("stopped", images_given_up=drained.result())
+
+
+def _bind(settings: Settings) -> socket.socket:
+    host, _, port = settings.listen.rpartition(":")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        sock = socket.socket(family, kind)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.workers > 1:
+            # Every worker listens on a socket of its own and the kernel spreads connections over them.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+        sock.setblocking(False)
+    except OSError as error:
+        raise SettingsError(
+            "listen", f"cannot listen on {settings.listen}: {error.strerror or error}"
+        ) from error
+    return sock
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _supervise(settings: Settings, started: Callable[[], None]) -> int:
+    """Run the workers as child processes; when one dies all are ended, so that a supervisor restarts us."""
+    children: set[int] = set()
+    for _ in range(settings.workers):
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                uvloop.run(_serve(settings, _bind(settings), lambda: None))
+                code = 0
+            finally:
+                os._exit(code)
+        children.add(pid)
+
+    def forward(number: int, _frame: object) -> None:
+        for pid in children:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, forward)
+    started()
+    worst = 0
+    while children:
+        pid, status = os.wait()
+        children.discard(pid)
+        code = os.waitstatus_to_exitcode(status)
+        if code:
+            worst = 1
+            log.error("worker-died", pid=pid, code=code)
+        forward(signal.SIGTERM, None)
+    return worst

@@ -1,0 +1,1 @@
+"""Where package sets come from, and pinning them to revisions."""

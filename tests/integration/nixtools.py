@@ -1,0 +1,160 @@
+"""Real Nix on chroot stores: what the tests compare the server's answers with."""
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.integration.processes import run
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "packages"
+STORE_DIRECTORY = "/nix/store"
+NIX_CONFIG = "\n".join(
+    [
+        "experimental-features = nix-command flakes",
+        "sandbox = false",  # needs privileges that a test machine may not have
+        "build-users-group =",
+        "substituters =",
+        "require-sigs = false",  # the binary caches the tests make are not signed
+    ]
+)
+
+INSTALLED = """
+  directory: names: let
+    packages = import (/. + directory) { };
+    value = builtins.foldl' (set: name: set.${name}) packages;
+    installed = package: if package.outputSpecified or false then [ package.outPath ]
+      else map (output: package.${output}.outPath) package.meta.outputsToInstall;
+  in builtins.listToAttrs (map (path: {
+    name = builtins.concatStringsSep "." path;
+    value = installed (value path);
+  }) names)
+"""
+
+
+@dataclass(frozen=True)
+class ChrootStore:
+    """A Nix store below `root`, its paths named /nix/store all the same."""
+
+    root: Path
+
+    @classmethod
+    def create(cls, root: Path) -> "ChrootStore":
+        store = cls(root)
+        root.mkdir(parents=True)
+        # Concurrent first use of a store fails with "SQLite database is busy".
+        store.run("nix-store", "--init")
+        return store
+
+    @property
+    def env(self) -> dict[str, str]:
+        home = self.root / "home"
+        home.mkdir(exist_ok=True)
+        return {**os.environ, "HOME": str(home), "NIX_CONFIG": NIX_CONFIG}
+
+    def run(self, program: str, *arguments: str | Path) -> str:
+        return run(program, "--store", self.root, *arguments, env=self.env).stdout
+
+    def copy(self, root: Path) -> "ChrootStore":
+        """A store with the same contents, for a test that changes or counts."""
+        run("cp", "-a", "--reflink=auto", self.root, root)
+        return ChrootStore(root)
+
+    def physical(self, store_path: str) -> Path:
+        return self.root / "nix" / "store" / Path(store_path).name
+
+    def resolve(self, path: str | bytes) -> Path | None:
+        """The file that an absolute path means in an image of this store: links are followed below the root.
+
+        None where nothing is.
+        """
+        pending = os.fsencode(path).split(b"/")[::-1]
+        walked: list[bytes] = []
+        links = 0
+        while pending:
+            part = pending.pop()
+            if part in {b"", b"."}:
+                continue
+            if part == b"..":
+                del walked[-1:]
+                continue
+            here = b"/".join([os.fsencode(self.root), *walked, part])
+            if os.path.islink(here):  # noqa: PTH114 - bytes
+                links += 1
+                if links > 40:
+                    return None
+                target = os.readlink(here)  # noqa: PTH115 - bytes
+                walked = [] if target.startswith(b"/") else walked
+                pending += target.split(b"/")[::-1]
+            else:
+                walked.append(part)
+        found = b"/".join([os.fsencode(self.root), *walked])
+        return Path(os.fsdecode(found)) if os.path.lexists(found) else None
+
+    def shown(self, store_path: str) -> Path:
+        """What a bind mount of the store path shows."""
+        found = self.resolve(store_path)
+        assert found is not None, store_path
+        return found
+
+    def build(self, *attributes: str, directory: Path = EXAMPLES) -> None:
+        selected = [argument for attribute in attributes for argument in ("-A", attribute)]
+        self.run("nix-build", directory, "--no-out-link", *selected)
+
+    def installed(self, *attributes: tuple[str, ...], directory: Path = EXAMPLES) -> dict[str, list[str]]:
+        """The out paths to install of each attribute, as Nix itself evaluates them; key joined by dots."""
+        names = "[" + " ".join(f"[{' '.join(json.dumps(n) for n in name)}]" for name in attributes) + "]"
+        expression = f"({INSTALLED}) {json.dumps(str(directory))} {names}"
+        found: dict[str, list[str]] = json.loads(
+            self.run("nix-instantiate", "--eval", "--json", "--strict", "-E", expression)
+        )
+        return found
+
+    def closure(self, paths: Iterable[str]) -> set[str]:
+        return set(self.run("nix-store", "-qR", *paths).split())
+
+    def all_paths(self) -> set[str]:
+        return set(self.run("nix", "path-info", "--all").split())
+
+    def publish(self, cache: Path, paths: Iterable[str]) -> str:
+        """Copy the closures into a binary cache of plain files; its URL."""
+        self.run("nix", "copy", "--to", f"file://{cache}?compression=none", *paths)
+        return f"file://{cache}"
+
+    def substitute(self, cache_url: str, paths: Iterable[str]) -> None:
+        """Fetch the paths as a node does, one call for all; builds nothing."""
+        options = ["--option", "substituters", cache_url, "--option", "max-jobs", "0"]
+        self.run("nix-store", *options, "--realise", *paths)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a tree, as far as Nix's store keeps it."""
+
+    kind: str  # directory, regular, executable or symlink
+    content: bytes = b""  # of a file, or the target of a link
+
+
+def tree_of(root: Path) -> dict[bytes, Entry]:
+    """Every entry at and below `root`, by path relative to it in bytes."""
+    found: dict[bytes, Entry] = {}
+
+    def visit(path: bytes, relative: bytes) -> None:
+        status = os.lstat(path)
+        if stat.S_ISLNK(status.st_mode):
+            found[relative] = Entry("symlink", os.readlink(path))  # noqa: PTH115 - bytes
+        elif stat.S_ISDIR(status.st_mode):
+            found[relative] = Entry("directory")
+            for name in os.listdir(path):  # noqa: PTH208 - bytes
+                visit(path + b"/" + name, relative + b"/" + name if relative else name)
+        elif stat.S_ISREG(status.st_mode):
+            kind = "executable" if status.st_mode & 0o111 else "regular"
+            with open(path, "rb") as file:  # noqa: PTH123 - bytes
+                found[relative] = Entry(kind, file.read())
+        else:
+            raise AssertionError(f"not a kind of file that Nix stores: {path!r}")
+
+    visit(os.fsencode(root), b"")
+    return found

@@ -1,0 +1,113 @@
+"""Programs that the tests run: to their end, or until told to stop."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+Argument = str | Path
+
+
+class CommandError(AssertionError):
+    """A program ended with a status that the test did not expect; shows all it said."""
+
+
+def run(
+    *argv: Argument,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout_seconds: float = 120,
+    check: bool = True,
+    stdin: str = "",
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; names and output that are not UTF-8 survive as surrogates.
+
+    Raises CommandError unless the status is 0 or `check` is false.
+    """
+    done = subprocess.run(
+        [str(argument) for argument in argv],
+        env=dict(env) if env is not None else None,
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=timeout_seconds,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        command = " ".join(str(argument) for argument in argv)
+        raise CommandError(f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+def output_of(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout + done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+class Daemon:
+    """A program in a process group of its own, its output in a file, ended by process id."""
+
+    def __init__(self, argv: Sequence[Argument], *, log: Path, env: Mapping[str, str] | None = None) -> None:
+        self.log = log
+        with log.open("ab") as sink:
+            self.process = subprocess.Popen(
+                [str(argument) for argument in argv],
+                env=dict(env) if env is not None else None,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait_ready(self, ready: Callable[[], bool], *, seconds: float = 30) -> None:
+        def ready_or_dead() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended with status {self.process.returncode}:\n{self.tail()}")
+            return ready()
+
+        try:
+            wait_until(ready_or_dead, seconds=seconds, what=f"{self.process.args!r} is ready")
+        except AssertionError as error:
+            self.stop()
+            raise AssertionError(f"{error}\n{self.tail()}") from error
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def stop(self, *, seconds: float = 20) -> int:
+        """SIGTERM, and SIGKILL to the whole group if that does not do; the exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL to the process and to what it started and left in its group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        return self.process.wait(20)

@@ -1,0 +1,73 @@
+"""containerd in a directory of its own: Debian 12's, and newer ones beside it (facts.md section 6)."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+
+from tests.integration.need import need, need_file, need_root
+from tests.integration.processes import Argument, Daemon, run
+from tests.integration.runtimes.cleanup import remove_empty_cgroups, unmount_below
+
+TEST_TOOLS = Path(__file__).parents[3] / ".test-tools"
+# Each release with where its files lie: None is the system's own.
+RELEASES = {"1.6": None, "1.7": TEST_TOOLS / "containerd-1.7", "2": TEST_TOOLS / "containerd-2"}
+
+
+@dataclass(frozen=True)
+class Containerd:
+    socket: Path
+    env: dict[str, str]
+
+    def ctr(self, *arguments: str, check: bool = True) -> "CompletedProcess[str]":
+        return run("ctr", "--address", self.socket, *arguments, env=self.env, check=check)
+
+    def answers(self) -> bool:
+        if not self.socket.exists():
+            return False  # ctr would wait ten seconds for it
+        done = run("timeout", "2", "ctr", "--address", self.socket, "version", env=self.env, check=False)
+        return done.returncode == 0
+
+    def pull(self, reference: str, *, check: bool = True) -> "CompletedProcess[str]":
+        return self.ctr("images", "pull", "--plain-http", reference, check=check)
+
+    def run(self, reference: str, *command: str) -> str:
+        return self.ctr("run", "--rm", reference, f"test-{uuid.uuid4().hex}", *command).stdout
+
+
+def config_for(release: str, directory: Path) -> str:
+    if release.startswith("1."):
+        return f'version = 2\n[plugins."io.containerd.internal.v1.opt"]\npath = "{directory / "opt"}"\n'
+    return f"version = 3\n[plugins.'io.containerd.internal.v1.opt']\npath = '{directory / 'opt'}'\n"
+
+
+@contextlib.contextmanager
+def containerd(directory: Path, release: str) -> Iterator[Containerd]:
+    need("containerd", "ctr", "runc")
+    need_root()
+    env = dict(os.environ)
+    if files := RELEASES[release]:
+        programs = need_file(files / "usr" / "bin" / "containerd").parent
+        env["PATH"] = f"{programs}{os.pathsep}{env['PATH']}"  # its own shim must be found first
+    config = directory / "config.toml"
+    config.write_text(config_for(release, directory))
+    client = Containerd(directory / "socket", env)
+    places: list[Argument] = [
+        "--root",
+        directory / "root",
+        "--state",
+        directory / "state",
+        "--address",
+        client.socket,
+    ]
+    daemon = Daemon(["containerd", "--config", config, *places], log=directory / "log", env=env)
+    try:
+        daemon.wait_ready(client.answers)
+        yield client
+    finally:
+        daemon.stop()
+        unmount_below(directory)
+        remove_empty_cgroups("default/test-*")

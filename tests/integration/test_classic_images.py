@@ -1,0 +1,114 @@
+"""Classic images run in every container engine as any other image does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integration.need import need
+from tests.integration.processes import run
+from tests.integration.runtimes.base import Runtime
+from tests.integration.runtimes.docker import Docker
+from tests.integration.server import DOCKER_MANIFEST, OCI_MANIFEST, Registry
+
+# The last of 121 paths, by way of the package that refers to them all.
+READ_LAST_LEAF = "for path in $(cat /needs); do last=$path; done; cat $last/id"
+
+
+def test_hello_with_a_shell(registry: Registry, runtime: Runtime) -> None:
+    reference = f"{registry.host}/shell/hello:latest"
+    runtime.pull(reference)
+    assert runtime.run(reference, "hello") == "Hello, world!\n"
+    listed = runtime.run(reference, "bash", "-c", "ls /bin /etc").split()
+    assert {"/bin:", "bash", "hello", "ls", "/etc:", "ssl", "passwd", "services"} <= set(listed)
+
+
+def test_curl_finds_its_whole_chain_and_is_the_default_command(registry: Registry, runtime: Runtime) -> None:
+    reference = f"{registry.host}/curl:latest"
+    runtime.pull(reference)
+    assert runtime.run(reference) == "curl 8.8.0 (tiny)\n"
+
+
+def test_121_paths(registry: Registry, runtime: Runtime) -> None:
+    reference = f"{registry.host}/shell/wide:latest"
+    runtime.pull(reference)
+    assert runtime.run(reference, "bash", "-c", READ_LAST_LEAF) == "119\n"
+    assert len(runtime.run(reference, "ls", "/nix/store").split()) >= 121
+
+
+def test_rootfs_extras(registry: Registry, docker_engine: Docker) -> None:
+    """What programs expect of any Linux system: users, a place for temporary files, env, certificates."""
+    reference = f"{registry.host}/shell/hello:latest"
+    docker_engine.pull(reference)
+    script = (
+        "stat -c '%a %U' /tmp; echo x >/tmp/x && cat /tmp/x; /usr/bin/env sh -c 'echo env';"
+        " cat $SSL_CERT_FILE; whoami; cat /etc/passwd /etc/group"
+    )
+    answer = docker_engine.run(reference, "bash", "-c", script).splitlines()
+    assert answer[:4] == ["1777 root", "x", "env", "-----BEGIN CERTIFICATE-----"]
+    assert "root" in answer
+    assert any(line.startswith("nobody:") for line in answer)
+
+
+def test_the_image_says_where_it_comes_from(registry: Registry) -> None:
+    annotations = registry.pull("shell/hello").manifest["annotations"]
+    prefix = "org.opencontainers.image."
+    assert annotations[f"{prefix}revision"]
+    assert annotations[f"{prefix}source"]
+    assert "hello" in annotations[f"{prefix}title"]
+    assert "GPL-3.0" in annotations[f"{prefix}licenses"]
+
+
+@pytest.mark.parametrize("target", ["dir", "oci"])
+def test_skopeo_copies_the_very_bytes(registry: Registry, directory: Path, target: str) -> None:
+    need("skopeo")
+    copied = directory / target
+    image = registry.pull("shell/hello")
+    source = f"docker://{registry.host}/shell/hello"
+    run("skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", source, f"{target}:{copied}")
+    if target == "dir":
+        assert (copied / "manifest.json").read_bytes() == image.manifest_bytes
+        files = {path.name for path in copied.iterdir()} - {"manifest.json", "version"}
+        assert files == {digest.removeprefix("sha256:") for digest in image.blobs}
+    else:
+        index = json.loads((copied / "index.json").read_text())
+        assert [manifest["digest"] for manifest in index["manifests"]] == [image.digest]
+
+
+def test_clients_that_know_no_oci_media_types(registry: Registry) -> None:
+    """Same layers, same config, Docker's names for them: what Docker before 1.10's successors ask for."""
+    oci = registry.pull("shell/hello")
+    docker = registry.pull("shell/hello", accept=DOCKER_MANIFEST)
+    assert docker.manifest["mediaType"] == DOCKER_MANIFEST
+    assert docker.manifest["config"]["mediaType"] == "application/vnd.docker.container.image.v1+json"
+    media_types = {layer["mediaType"] for layer in docker.layers}
+    assert media_types == {"application/vnd.docker.image.rootfs.diff.tar.gzip"}
+    assert docker.blobs == oci.blobs
+    by_digest = registry.manifest("shell/hello", docker.digest, accept=DOCKER_MANIFEST)
+    assert by_digest.body == docker.manifest_bytes
+    assert by_digest.headers["content-type"] == DOCKER_MANIFEST
+
+
+def test_both_media_types_accepted_means_oci(registry: Registry) -> None:
+    answer = registry.manifest("shell/hello", accept=f"{DOCKER_MANIFEST}, {OCI_MANIFEST}")
+    assert answer.headers["content-type"] == OCI_MANIFEST
+    assert answer.json()["mediaType"] == OCI_MANIFEST
+
+
+def test_layers_stay_below_what_overlayfs_takes(registry: Registry) -> None:
+    layers = registry.pull("shell/wide").layers
+    assert 2 <= len(layers) <= 100
+    assert len({layer["digest"] for layer in layers}) == len(layers)
+
+
+def test_images_share_the_layers_of_what_they_have_in_common(registry: Registry) -> None:
+    hello = {layer["digest"] for layer in registry.pull("shell/hello").layers}
+    git = {layer["digest"] for layer in registry.pull("shell/git").layers}
+    assert hello & git
+
+
+def test_arm64_is_another_image(registry: Registry) -> None:
+    native, arm = registry.pull("hello"), registry.pull("arm64/hello")
+    assert (native.config["architecture"], arm.config["architecture"]) == ("amd64", "arm64")
+    assert native.digest != arm.digest
+    assert registry.pull("amd64/hello").digest == native.digest

@@ -1,0 +1,50 @@
+"""`kill -9` at any moment leaves nothing behind that a restart would serve wrongly."""
+
+import contextlib
+import http.client
+import random
+import threading
+import time
+from pathlib import Path
+
+from tests.integration.nixtools import ChrootStore
+from tests.integration.processes import run
+from tests.integration.server import PROGRAM, Registry
+
+NAMES = ["shell/hello", "nix-snapshotter/shell/hello", "curl", "manyfiles", "nix-snapshotter/wide/curl"]
+ROUNDS = 8
+
+
+def request_and_hang_up(registry: Registry, name: str) -> None:
+    with contextlib.suppress(OSError, http.client.HTTPException, AssertionError, ValueError):
+        registry.pull(name)
+
+
+def test_killed_at_random_moments(directory: Path, own_store: ChrootStore, own_source: Path) -> None:
+    """Every round is a new revision with a new hello, so that all steps run again in all of them."""
+    seed = random.SystemRandom().randrange(2**32)
+    generator = random.Random(seed)
+    registry = Registry(directory / "state", own_store.root, own_source)
+    basics = own_source / "basics.nix"
+    text = basics.read_text()
+    registry.start()
+    try:
+        for number in range(ROUNDS):
+            basics.write_text(text.replace("Hello, world!", f"Hello, round {number}!"))
+            clients = [threading.Thread(target=request_and_hang_up, args=(registry, name)) for name in NAMES]
+            for client in clients:
+                client.start()
+            time.sleep(generator.uniform(0.02, 1.2))
+            registry.kill()
+            for client in clients:
+                client.join()
+            registry.start()
+            for name in NAMES:
+                assert registry.pull(name), f"seed {seed}, round {number}"
+            (path,) = own_store.installed(("hello",), directory=own_source)["hello"]
+            assert f"round {number}!" in (own_store.physical(path) / "bin" / "hello").read_text()
+    finally:
+        registry.stop()
+    for name in NAMES:
+        command = ["inspect", name, "--verify", *registry.options]
+        run(*PROGRAM, *command, env=registry.program_env)

@@ -1,0 +1,102 @@
+"""A directory as a package source: its content is the revision."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.integration.nixtools import ChrootStore
+from tests.integration.server import Image, Registry, Start
+
+REVISION = "org.opencontainers.image.revision"
+
+
+@pytest.fixture
+def edited(directory: Path, own_store: ChrootStore, own_source: Path, start: Start) -> Registry:
+    return start(Registry(directory / "state", own_store.root, own_source))
+
+
+def edit(source: Path, old: str, new: str) -> None:
+    file = source / "basics.nix"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def revision_of(image: Image) -> str:
+    return str(image.manifest["annotations"][REVISION])
+
+
+def test_an_edit_is_seen_at_the_next_request(edited: Registry, own_source: Path) -> None:
+    before = edited.pull("hello")
+    edit(own_source, "Hello, world!", "Hello, edit!!")
+    after = edited.pull("hello")
+    assert after.digest != before.digest
+    assert revision_of(after) != revision_of(before)
+    edit(own_source, "Hello, edit!!", "Hello, world!")
+    assert edited.pull("hello") == before
+    assert len(edited.events("evaluated")) == 2  # the first revision was known
+    assert edited.manifest("hello", before.digest).body == before.manifest_bytes
+    assert edited.manifest("hello", after.digest).body == after.manifest_bytes
+
+
+def test_a_new_package_and_a_removed_one(edited: Registry, own_source: Path) -> None:
+    assert edited.manifest("greeter").status == 404
+    addition = "hello = mk {"
+    edit(
+        own_source,
+        addition,
+        f'greeter = mk {{ pname = "greeter"; script = "echo hi > $out"; }};\n  {addition}',
+    )
+    assert edited.manifest("greeter").status == 200
+    edit(own_source, "greeter = mk", "welcomer = mk")
+    assert edited.manifest("greeter").status == 404
+    assert edited.manifest("welcomer").status == 200
+
+
+def test_nothing_is_evaluated_twice_while_it_is_unchanged(edited: Registry) -> None:
+    for _ in range(3):
+        edited.pull("shell/curl/hello")
+        edited.pull("shell/hello/curl/hello")
+    assert len(edited.events("evaluated")) == 1
+    assert len(edited.events("assembled")) == 1
+
+
+def test_times_are_not_content(edited: Registry, own_source: Path) -> None:
+    """A fresh checkout of the same files is the same revision."""
+    before = edited.pull("hello")
+    for file in own_source.iterdir():
+        os.utime(file, (1, 1))
+    assert edited.pull("hello") == before
+    assert len(edited.events("evaluated")) == 1
+
+
+def test_same_size_and_same_time_but_other_content_is_seen(edited: Registry, own_source: Path) -> None:
+    before = edited.pull("hello")
+    file = own_source / "basics.nix"
+    status = file.stat()
+    edit(own_source, "Hello, world!", "Hello, times!")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_size == status.st_size
+    assert edited.pull("hello").digest != before.digest
+
+
+def test_a_source_that_does_not_evaluate(edited: Registry, own_source: Path) -> None:
+    """It is not the client's fault, but no secret either; and it can be mended while we run."""
+    good = edited.pull("hello")
+    text = (own_source / "basics.nix").read_text()
+    (own_source / "basics.nix").write_text("{ this is not Nix")
+    answer = edited.manifest("hello")
+    assert answer.status >= 400
+    assert "syntax error" in answer.error["message"]
+    (own_source / "basics.nix").write_text(text)
+    assert edited.pull("hello") == good
+
+
+def test_where_two_sources_are_the_same_so_are_the_images(
+    directory: Path, edited: Registry, registry: Registry
+) -> None:
+    """The place of the directory is not part of the revision."""
+    here, there = edited.pull("hello"), registry.pull("hello")
+    assert revision_of(here) == revision_of(there)
+    assert [layer["digest"] for layer in here.layers] == [layer["digest"] for layer in there.layers]
