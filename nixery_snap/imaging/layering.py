@@ -19,7 +19,7 @@ from nixery_snap.nix.store_path import StorePath
 DEFAULT_MAX_LAYERS: Final = 100  # overlayfs stops at 128 lower directories; the user needs some too
 OWN_LAYER_BYTES: Final = 100 * 1000 * 1000
 OWN_LAYER_POPULARITY: Final = 8
-_ROOT: Final = None  # the image itself, which refers to every requested output
+_ROOT: Final = "image"  # refers to every requested output
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def layer_groups(closure: Closure, outputs: tuple[StorePath, ...], max_groups: i
     the closure refer to it; what nobody dominates but the image starts a group as well. The groups with the
     lowest ratings are then merged until few enough are left.
     """
-    graph: nx.DiGraph[StorePath | None] = nx.DiGraph()
+    graph: nx.DiGraph[StorePath | str] = nx.DiGraph()
     graph.add_edges_from((_ROOT, output) for output in outputs)
     graph.add_edges_from(
         (path, reference)
@@ -53,7 +53,7 @@ def layer_groups(closure: Closure, outputs: tuple[StorePath, ...], max_groups: i
     )
     popularity = {path: graph.in_degree(path) for path in closure}
     dominator = nx.immediate_dominators(graph, _ROOT)
-    children: dict[StorePath | None, list[StorePath]] = {}
+    children: dict[StorePath | str, list[StorePath]] = {}
     for path in closure:
         children.setdefault(dominator[path], []).append(path)
 
@@ -63,14 +63,14 @@ def layer_groups(closure: Closure, outputs: tuple[StorePath, ...], max_groups: i
         top_down.extend(children.get(path, ()))
     for path in reversed(top_down):
         above = dominator[path]
-        if above is not None:
+        if isinstance(above, StorePath):
             subtree[above] += subtree[path]
 
     head: dict[StorePath, StorePath] = {}
     for path in top_down:
         above = dominator[path]
-        own = above is None or popularity[path] >= OWN_LAYER_POPULARITY or subtree[path] >= OWN_LAYER_BYTES
-        head[path] = path if own or above is None else head[above]
+        own = popularity[path] >= OWN_LAYER_POPULARITY or subtree[path] >= OWN_LAYER_BYTES
+        head[path] = head[above] if isinstance(above, StorePath) and not own else path
 
     members: dict[StorePath, list[StorePath]] = {}
     for path in closure:
