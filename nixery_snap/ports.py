@@ -206,6 +206,9 @@ Progress = Callable[[str], None]
 class Realiser(Protocol):
     """Makes store paths exist, by building or substituting."""
 
+    async def knows(self, packages: Collection[Package]) -> bool:
+        """Whether the store has the derivations of `packages`; without them they must be evaluated again."""
+
     async def realise(self, key: str, packages: Collection[Package], progress: Progress) -> None:
         """Afterwards every output of `packages` is in the store, kept from its garbage collector under `key`.
 

@@ -15,6 +15,7 @@ from nixery_snap.imaging.request import NameGrammar
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix_stores.command import NixCommand, NixStore
 from nixery_snap.nix_stores.local_store import StoreDatabase, StoreFiles
+from nixery_snap.nix_stores.path_info_command import NixPathInfos
 from nixery_snap.nix_stores.realiser import NixRealiser
 from nixery_snap.object_store.blobs import Blobs
 from nixery_snap.object_store.records import StoredRecords
@@ -44,6 +45,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     nix = NixCommand(store, home, settings.nix.options)
     await nix.initialise()
 
+    database = StoreDatabase(store.database)
     objects = ObjectStore(settings.storage_url)
     blobs = Blobs(objects)
     records = StoredRecords(objects, settings.limits.memory_cache)
@@ -53,7 +55,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         source=PathSource(Path(settings.source.removeprefix("path:")), cache / "checkouts"),
         evaluator=OneShotEvaluator(nix, settings.nix.eval_timeout, settings.nix.evaluators),
         realiser=NixRealiser(nix, cache / "gcroots", store.uri, settings.nix.build_timeout),
-        path_infos=StoreDatabase(store.database),
+        path_infos=database if database.readable() else NixPathInfos(nix),
         assembler=Assembler(contents, blobs, LayerMaker(contents, blobs, records), max_layers),
         blobs=blobs,
         records=records,

@@ -141,7 +141,7 @@ class Pipeline:
         async def evaluate() -> Resolution:
             if record := await self._steps.records.get("resolution", key):
                 resolution = Resolution.from_json(record)
-                if await self._is_realisable(resolution):
+                if await self._steps.realiser.knows(resolution.packages):
                     return resolution
             progress(f"evaluating {request.title}")
             checkout = await self._steps.source.checkout(pin)
@@ -152,15 +152,6 @@ class Pipeline:
             return resolution
 
         return await self._resolutions.run(key, evaluate)
-
-    async def _is_realisable(self, resolution: Resolution) -> bool:
-        """Whether the store still has the outputs, or the derivations to make them again."""
-        drvs = {StorePath.parse(package.drv_path) for package in resolution.packages}
-        known = await self._steps.path_infos.path_infos(drvs | resolution.outputs)
-        return all(
-            StorePath.parse(package.drv_path) in known or known.keys() >= set(package.outputs.values())
-            for package in resolution.packages
-        )
 
     async def manifest(self, image: Image) -> Manifest:
         return Manifest.parse(await self._steps.blobs.get(image.digest))

@@ -28,6 +28,11 @@ class NixRealiser:
         self._store_uri = store_uri
         self._timeout_seconds = timeout_seconds
 
+    async def knows(self, packages: Collection[Package]) -> bool:
+        drv_paths = sorted({package.drv_path for package in packages})
+        finished = await self._nix.run("nix-store", "--check-validity", *drv_paths)
+        return finished.returncode == 0
+
     async def realise(self, key: str, packages: Collection[Package], progress: Progress) -> None:
         log = LogReader(LOG_LINES)
 

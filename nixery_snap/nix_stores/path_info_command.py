@@ -1,0 +1,64 @@
+"""Path infos by `nix path-info`, for stores whose database this process may not read."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final
+
+from nixery_snap.errors import InvalidFormat, StorageError
+from nixery_snap.nix import base32
+from nixery_snap.nix.log_events import LogReader
+from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.ports import NixRunner
+
+_PATHS_PER_CALL: Final = 500  # far below the kernel's limit for arguments
+
+
+class NixPathInfos:
+    """Implements the port PathInfoSource, one process per question."""
+
+    def __init__(self, nix: NixRunner) -> None:
+        self._nix = nix
+
+    async def path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]:
+        infos: dict[StorePath, PathInfo] = {}
+        texts = [str(path) for path in paths]
+        for start in range(0, len(texts), _PATHS_PER_CALL):
+            for info in await self._ask(texts[start : start + _PATHS_PER_CALL]):
+                infos[info.path] = info
+        return infos
+
+    async def _ask(self, paths: list[str]) -> list[PathInfo]:
+        log = LogReader()
+        finished = await self._nix.run("nix", "path-info", "--json", *paths, on_stderr=log.feed)
+        if finished.returncode != 0:
+            reason = log.errors[-1] if log.errors else "\n".join(log.plain)
+            raise StorageError(f"nix path-info failed: {reason}")
+        try:
+            return [
+                PathInfo(
+                    StorePath.parse(path),
+                    _nar_hash(value["narHash"]),
+                    value["narSize"],
+                    tuple(sorted(map(StorePath.parse, value["references"]))),
+                )
+                for path, value in _by_path(json.loads(finished.stdout))
+                if value is not None and value.get("valid", True)
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidFormat) as error:
+            raise StorageError(f"nix path-info answered in an unknown form: {error!r}") from error
+
+
+def _by_path(answer: Any) -> Iterable[tuple[str, Any]]:
+    """A list of objects up to Nix 2.18, later an object by path, in which unknown paths are null."""
+    return answer.items() if isinstance(answer, dict) else ((value["path"], value) for value in answer)
+
+
+def _nar_hash(text: str) -> str:
+    """`sha256:<nix base 32>` from that or from SRI's `sha256-<base 64>`."""
+    if not text.startswith("sha256-"):
+        return text
+    return f"sha256:{base32.encode(base64.b64decode(text.removeprefix('sha256-'), validate=True))}"
