@@ -17,8 +17,8 @@ setup: ## .venv with the locked dependencies, Nix and busybox
 	@scripts/nix
 
 run: setup ## the registry with the bundled packages (LISTEN=HOST:PORT)
-	@exec $(BIN)/nixery-snap serve --listen $(LISTEN) --source path:examples/packages \
-		--storage file://$(STATE)/store --store $(STATE)/nix
+	@exec $(BIN)/nixery-snap serve --config examples/settings.toml --listen $(LISTEN) \
+		--storage file://$(STATE)/store --store $(STATE)/nix --cache-directory $(STATE)/cache
 
 # pytest comes last: its closing line ends the output.
 test: tools lint types imports ## every check and every test (PYTEST_ARGS=…)

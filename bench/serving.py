@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import uvloop
 from harness import (
@@ -84,13 +85,14 @@ def requests_by_wrk(port: int, row: Row, seconds: int) -> float:
 class _HeadClient(asyncio.Protocol):
     """Sends one HEAD after the other on one connection and counts the answers. (wrk waits for a body.)"""
 
+    _transport: asyncio.Transport
+
     def __init__(self, head: bytes, counts: list[int]) -> None:
         self._head, self._counts, self._seen = head, counts, b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101
-        self._transport = transport
-        transport.write(self._head)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class
+        self._transport.write(self._head)
 
     def data_received(self, data: bytes) -> None:
         if not data.endswith(b"\r\n\r\n"):
@@ -199,9 +201,10 @@ def nginx(work: Path, files: dict[str, tuple[str, str, bytes]]) -> Iterator[Peer
             f"location = {target} {{ types {{ }} default_type {media_type};"
             f" add_header Docker-Content-Digest {digest}; add_header ETag '\"{digest}\"'; }}"
         )
+    user = "user root;" if os.geteuid() == 0 else ""  # the files are in a private directory
     settings = work / "nginx.conf"
     settings.write_text(
-        f"""{"user root; " if os.geteuid() == 0 else ""}worker_processes 1; daemon off; pid {work}/nginx.pid; error_log {work}/nginx.err;
+        f"""{user} worker_processes 1; daemon off; pid {work}/nginx.pid; error_log {work}/nginx.err;
 events {{ worker_connections 512; }}
 http {{
   access_log off; sendfile on; tcp_nopush on; etag off; keepalive_requests 1000000000; open_file_cache max=100;
@@ -256,6 +259,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=2, help="of each measurement")
     parser.add_argument("--workers", type=int, default=1, help="processes of nixery-snap; goals are for one")
+    parser.add_argument("--only", default="", help="just the rows whose title has this text")
     arguments = parser.parse_args()
     need("wrk", "nginx", "docker-registry", "skopeo", "nix-store")
     print(machine())
@@ -293,6 +297,7 @@ def main() -> None:
             Row("50 MB blob, 1 connection (MB/s)", "GET", f"{blobs}/{big}", 2, 0.9, 1, True),
             Row("50 MB blob, 4 connections (MB/s)", "GET", f"{blobs}/{big}", 2, 0.9, 4, True),
         ]
+        rows = [row for row in rows if arguments.only in row.title]
         peers = [ours, registry, static]
         lines = measure(peers, rows, arguments.rounds, arguments.seconds)
         header = [

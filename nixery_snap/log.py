@@ -11,7 +11,9 @@ import structlog
 def configure_logging(log_format: str, *, quiet: bool = False) -> None:
     """`json` is one object a line; `console` is for people; `quiet` leaves out what is no warning."""
     renderer = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer()
+        if log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     structlog.configure(
         processors=[

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from nixery_snap.errors import SettingsError
 from nixery_snap.evaluation.one_shot import OneShotEvaluator
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.layers import LayerMaker
@@ -20,7 +21,7 @@ from nixery_snap.nix_stores.realiser import NixRealiser
 from nixery_snap.object_store.blobs import Blobs
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
-from nixery_snap.ports import BlobStore
+from nixery_snap.ports import BlobStore, PackageSource
 from nixery_snap.settings import Settings
 from nixery_snap.sources.path import PathSource
 
@@ -52,7 +53,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     contents = StoreFiles(store.root)
     max_layers = settings.limits.max_layers
     steps = Steps(
-        source=PathSource(Path(settings.source.removeprefix("path:")), cache / "checkouts"),
+        source=_source(settings),
         evaluator=OneShotEvaluator(nix, settings.nix.eval_timeout, settings.nix.evaluators),
         realiser=NixRealiser(nix, cache / "gcroots", store.uri, settings.nix.build_timeout),
         path_infos=database if database.readable() else NixPathInfos(nix),
@@ -67,3 +68,10 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         Pipeline(steps, base_packages, max_layers, settings.limits.failure_ttl),
         blobs,
     )
+
+
+def _source(settings: Settings) -> PackageSource:
+    directory = Path(settings.source.removeprefix("path:"))
+    if not directory.is_dir():
+        raise SettingsError("source", f"there is no directory {directory}; name one that holds a package set")
+    return PathSource(directory, settings.cache_path / "checkouts")

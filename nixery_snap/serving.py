@@ -15,7 +15,7 @@ import uvloop
 from aiohttp import web
 
 from nixery_snap.errors import SettingsError
-from nixery_snap.registry.app import make_app
+from nixery_snap.registry.app import REQUEST_ID, make_app
 from nixery_snap.registry.context import Registry, new_memory
 from nixery_snap.registry.hot_answers import HotAnswers, serve_hot
 from nixery_snap.service import open_service
@@ -57,7 +57,9 @@ async def _serve(settings: Settings, sock: socket.socket, started: Callable[[], 
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_timeout)
         await runner.setup()
         # Remembered answers are in no log, so they are given up where every request is to be in it.
-        hot = HotAnswers(0 if settings.access_log else limits.memory_cache)
+        hot = HotAnswers(
+            0 if settings.access_log else limits.memory_cache, omit=frozenset({REQUEST_ID.lower()})
+        )
         servers = await serve_hot(runner, hot, sockets=[sock], backlog=_BACKLOG)
         log.info("serving", listen=_address(sock), pid=os.getpid())
         started()

@@ -20,6 +20,7 @@ from nixery_snap.registry.manifests import get_manifest
 log = structlog.get_logger()
 
 REQUEST_ID: Final = "X-Request-Id"
+_REQUEST_ID: Final = web.RequestKey("request_id", str)
 
 
 def make_app(registry: Registry, *, access_log: bool) -> web.Application:
@@ -28,13 +29,10 @@ def make_app(registry: Registry, *, access_log: bool) -> web.Application:
     @web.middleware
     async def every_request(request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = time.perf_counter()
-        request_id = uuid.uuid4().hex
+        request_id = request[_REQUEST_ID] = uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         response = await _answer(request, handler, request_id)
-        if not response.prepared:
-            response.headers[REQUEST_ID] = request_id
-            response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
         if access_log or response.status >= 400:
             log.info(
                 "request",
@@ -48,6 +46,7 @@ def make_app(registry: Registry, *, access_log: bool) -> web.Application:
 
     app = web.Application(middlewares=[every_request])
     app[REGISTRY] = registry
+    app.on_response_prepare.append(_add_headers)
     app.router.add_get("/v2/", get_version)
     app.router.add_get("/v2", get_version)
     app.router.add_get("/v2/{name:.+}/manifests/{reference:[^/]+}", get_manifest)
@@ -55,6 +54,12 @@ def make_app(registry: Registry, *, access_log: bool) -> web.Application:
     app.router.add_get("/healthz", get_health)
     app.router.add_get("/readyz", get_readiness)
     return app
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers[REQUEST_ID] = request[_REQUEST_ID]
+    response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+    response.headers["Server"] = "nixery-snap"  # aiohttp's own tells versions
 
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
@@ -70,12 +75,10 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         if response.status >= 500:
             log.error("request-failed", path=request.raw_path[:300], error=str(error), exc_info=True)
         return response
-    except web.HTTPMethodNotAllowed as error:
-        headers = {"Allow": ", ".join(sorted(error.allowed_methods))}
-        return oci_error(
-            "UNSUPPORTED", 405, "this registry makes its images itself: it is read-only", None, headers
-        )
-    except web.HTTPNotFound:
+    except (web.HTTPMethodNotAllowed, web.HTTPNotFound):
+        if request.method not in {"GET", "HEAD"}:
+            message = "this registry makes its images itself: it is read-only"
+            return oci_error("UNSUPPORTED", 405, message, None, {"Allow": "GET, HEAD"})
         return oci_error("NAME_UNKNOWN", 404, "there is nothing at this path; images are below /v2/")
     except web.HTTPException:
         raise

@@ -11,6 +11,7 @@ from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.reference import check_name
 from nixery_snap.ports import SignedUrl, StoredBytes
 from nixery_snap.registry.context import REGISTRY, content_headers, not_modified
+from nixery_snap.registry.errors import oci_error
 from nixery_snap.registry.file_response import FileRangeResponse
 from nixery_snap.registry.hot_answers import HOT, always
 
@@ -42,7 +43,8 @@ async def get_blob(request: web.Request) -> web.StreamResponse:
     if span is None:
         status, start, length = 200, 0, size
     elif span == _UNSATISFIABLE:
-        return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
+        message = f"the blob has {size} bytes; ask for bytes=FIRST-LAST within them"
+        return oci_error("SIZE_INVALID", 416, message, headers={"Content-Range": f"bytes */{size}"})
     else:
         start, end = span
         status, length = 206, end - start

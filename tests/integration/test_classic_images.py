@@ -54,7 +54,6 @@ def test_the_image_says_where_it_comes_from(registry: Registry) -> None:
     annotations = registry.pull("shell/hello").manifest["annotations"]
     prefix = "org.opencontainers.image."
     assert annotations[f"{prefix}revision"]
-    assert annotations[f"{prefix}source"]
     assert "hello" in annotations[f"{prefix}title"]
     assert "GPL-3.0" in annotations[f"{prefix}licenses"]
 

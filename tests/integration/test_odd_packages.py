@@ -84,7 +84,7 @@ def test_snapshotter_mountpoints_have_the_right_type(
 def test_everything_is_roots_and_as_old_as_nix_says(registry: Registry, directory: Path) -> None:
     rootfs = fetch(registry, "shell/weirdnames/manyfiles", directory).rootfs
     for place, directories, files in os.walk(os.fsencode(rootfs)):
-        for path in [place, *(os.path.join(place, name) for name in directories + files)]:  # noqa: PTH118 - bytes
+        for path in (os.path.join(place, name) for name in directories + files):  # noqa: PTH118 - bytes
             status = os.lstat(path)
             assert (status.st_uid, status.st_gid, int(status.st_mtime)) == (0, 0, 1), path
 
