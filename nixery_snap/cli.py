@@ -19,7 +19,7 @@ from nixery_snap.imaging.validate import validate
 from nixery_snap.log import configure_logging
 from nixery_snap.service import Service, open_service
 from nixery_snap.serving import serve as serve_registry
-from nixery_snap.settings import Settings, load_settings
+from nixery_snap.settings import FILE_VARIABLE, Settings, load_settings
 
 T = TypeVar("T")
 Command = Callable[..., None]
@@ -54,7 +54,7 @@ def _with_settings(command: Command) -> Command:
     click.option(
         "--config",
         type=click.Path(path_type=Path),
-        envvar="NIXERY_SNAP_CONFIG",
+        envvar=FILE_VARIABLE,
         help="A settings file (TOML).",
     )(run)
     return run

@@ -25,6 +25,7 @@ from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.oci.reference import check_name
 
 ENVIRONMENT_PREFIX: Final = "NIXERY_SNAP_"
+FILE_VARIABLE: Final = "NIXERY_SNAP_CONFIG"  # names the settings file
 SHELL_PACKAGES: Final = ("bashInteractive", "coreutils", "moreutils", "nano")
 
 
@@ -147,7 +148,7 @@ def load_settings(
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SettingsError("", f"the settings file {file} cannot be read: {error}") from error
     for variable, text in sorted(environment.items()):
-        if variable.startswith(ENVIRONMENT_PREFIX):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable != FILE_VARIABLE:
             path = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
             _put(merged, path, _from_text(path, text), variable)
     for key, value in flags.items():

@@ -13,7 +13,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ _HEAD_TAG: Final = "latest"
 _IGNORED: Final = frozenset({".git"})
 _KEPT_CHECKOUTS: Final = 8
 _ATTEMPTS: Final = 5
+_RACY_NANOSECONDS: Final = 2_000_000_000
 
 
 class PathSource:
@@ -39,8 +41,7 @@ class PathSource:
         self._directory = directory
         self._checkouts = checkouts
         self._lock = asyncio.Lock()
-        self._pin: Pin | None = None
-        self._watch: DirectoryWatch | None = None
+        self._current: tuple[Pin, DirectoryWatch] | None = None
         # Content digests by what a stat call tells, for systems where the directory cannot be watched.
         self._digests: dict[tuple[object, ...], bytes] = {}
 
@@ -56,12 +57,19 @@ class PathSource:
         async with self._lock:
             if pin := self.current(tag):
                 return pin
-            self._pin = await asyncio.to_thread(self._snapshot)
-            return self._pin
+            if self._current is not None:
+                self._current[1].close()
+            # Nothing is current while the directory is read, nor after a failure.
+            self._current = None
+            found, watch = await asyncio.to_thread(self._snapshot)
+            self._current = (found, watch) if watch else None
+            return found
 
     def current(self, tag: str) -> Pin | None:
-        watched = tag == _HEAD_TAG and self._watch is not None and self._watch.quiet()
-        return self._pin if watched else None
+        if tag != _HEAD_TAG or self._current is None:
+            return None
+        pin, watch = self._current
+        return pin if watch.quiet() else None
 
     async def checkout(self, pin: Pin) -> Path:
         path = self._checkouts / pin.revision / "source"
@@ -69,34 +77,45 @@ class PathSource:
             raise SourceError(f"the revision {pin.revision} of {self.name} is no longer here; pull again")
         return path
 
-    def _snapshot(self) -> Pin:
-        """Fingerprint the directory and make sure that a copy of exactly this content exists."""
+    def _snapshot(self) -> tuple[Pin, DirectoryWatch | None]:
+        """Fingerprint the directory and make sure that a copy of exactly this content exists.
+
+        The watch, where there can be one, is older than the fingerprint: it tells of every later change.
+        """
         for _ in range(_ATTEMPTS):
-            if self._watch is not None:
-                self._watch.close()
+            watch = None
             try:
+                directories = _directories(_walk(self._directory))
+                watch = self._watch_directories(directories)
                 files = list(_walk(self._directory))
-                self._watch = self._watch_directories(files)
-                revision = self._fingerprint(self._directory, _walk(self._directory))
+                if _directories(files) != directories:
+                    continue  # one that came meanwhile is not watched
+                revision = self._fingerprint(self._directory, files)
                 if self._has_copy(revision):
-                    return Pin(revision)
+                    kept, watch = watch, None
+                    return Pin(revision), kept
+            except FileNotFoundError as error:  # something was removed while it was read
+                if not self._directory.is_dir():
+                    raise SourceError(f"{self.name} cannot be read: {error}") from error
             except OSError as error:
                 raise SourceError(f"{self.name} cannot be read: {error}") from error
+            finally:
+                if watch is not None:
+                    watch.close()
         raise SourceError(f"{self.name} keeps changing while it is read; pull again when the edit is done")
 
-    def _watch_directories(self, files: list[tuple[str, os.stat_result]]) -> DirectoryWatch | None:
-        directories = [
-            self._directory,
-            *(self._directory / name for name, status in files if stat.S_ISDIR(status.st_mode)),
-        ]
+    def _watch_directories(self, directories: list[str]) -> DirectoryWatch | None:
         try:
-            return DirectoryWatch(directories)
+            return DirectoryWatch([self._directory, *(self._directory / name for name in directories)])
+        except FileNotFoundError:
+            raise
         except OSError as error:
             log.warning("source-not-watched", source=self.name, reason=str(error))
             return None
 
-    def _fingerprint(self, directory: Path, files: Iterator[tuple[str, os.stat_result]]) -> str:
+    def _fingerprint(self, directory: Path, files: Iterable[tuple[str, os.stat_result]]) -> str:
         """Hex SHA-256 over names, kinds, executable bits, link targets and contents."""
+        begun = time.time_ns()
         whole = hashlib.sha256()
         seen: dict[tuple[object, ...], bytes] = {}
         for name, status in files:
@@ -108,7 +127,10 @@ class PathSource:
             elif stat.S_ISREG(status.st_mode):
                 kind = b"x" if status.st_mode & stat.S_IXUSR else b"f"
                 known = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-                content = seen[known] = self._digests.get(known) or _digest(path)
+                content = self._digests.get(known) or _digest(path)
+                # A file system's clock ticks slowly: a file as young as this could change again unnoticed.
+                if status.st_ctime_ns < begun - _RACY_NANOSECONDS:
+                    seen[known] = content
             else:
                 continue  # a socket or a pipe; Nix could not read it either
             encoded = os.fsencode(name)
@@ -152,6 +174,10 @@ def _walk(directory: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_resu
         yield prefix + name, status
         if stat.S_ISDIR(status.st_mode):
             yield from _walk(directory, f"{prefix}{name}/")
+
+
+def _directories(files: Iterable[tuple[str, os.stat_result]]) -> list[str]:
+    return [name for name, status in files if stat.S_ISDIR(status.st_mode)]
 
 
 def _digest(path: Path) -> bytes:
