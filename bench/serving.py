@@ -247,7 +247,7 @@ def measure(peers: list[Peer], rows: list[Row], rounds: int, seconds: int) -> li
     for row in rows:
         ours, registry, static = (median(rates[row, peer]) for peer in peers)
         line = [row.title, *(f"{rate:,.0f}" for rate in (ours, registry, static))]
-        line += [f"{median(costs[row, peer]):.1f}" for peer in peers] if not row.is_big else ["", "", ""]
+        line += [f"{median(costs[row, peer]):.0f}" for peer in peers]
         for ratio, goal in ((ours / registry, row.times_registry), (ours / static, row.times_nginx)):
             line.append(f"{ratio:.2f} (goal {goal:g}, {verdict(ratio >= goal)})")
         lines.append(line)
@@ -305,7 +305,7 @@ def main() -> None:
             "nixery-snap",
             "docker-registry",
             "nginx",
-            "CPU µs",
+            "CPU µs per request or MB",
             "of registry",
             "of nginx",
             "times registry",

@@ -75,11 +75,11 @@ class ManifestNotFound(NotFound):
 
 
 class TagNotFound(NotFound):
-    """The source knows no such tag; `hint` says what it knows."""
+    """The source, named in the log only, knows no such tag; `hint` says what it knows."""
 
     def __init__(self, source: str, tag: str, hint: str) -> None:
         self.source, self.tag, self.hint = source, tag, hint
-        super().__init__(f"the source {source} has no tag {tag!r}: {hint}")
+        super().__init__(f"the package source has no tag {tag!r}: {hint}")
 
 
 class ProblemKind(StrEnum):

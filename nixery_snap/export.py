@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -121,6 +120,6 @@ def _write_archive(path: Path, files: Iterator[_File]) -> None:
             )
             file.write(tar.END)
         Path(temporary).chmod(0o644)
-        shutil.move(temporary, path)
+        Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)

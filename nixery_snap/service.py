@@ -41,8 +41,12 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     """Raises SettingsError, NixError."""
     store = NixStore.parse(settings.nix.store)
     cache = settings.cache_path
-    home = cache / "home"
-    home.mkdir(parents=True, exist_ok=True)
+    home, gc_roots = cache / "home", cache / "gcroots"
+    try:
+        for directory in (home, gc_roots):
+            directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError("cache_directory", f"{cache} cannot be used: {error.strerror}") from error
     nix = NixCommand(store, home, settings.nix.options)
     await nix.initialise()
 
@@ -55,7 +59,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     steps = Steps(
         source=_source(settings),
         evaluator=OneShotEvaluator(nix, settings.nix.eval_timeout, settings.nix.evaluators),
-        realiser=NixRealiser(nix, cache / "gcroots", store.uri, settings.nix.build_timeout),
+        realiser=NixRealiser(nix, gc_roots, store.uri, settings.nix.build_timeout),
         path_infos=database if database.readable() else NixPathInfos(nix),
         assembler=Assembler(contents, blobs, LayerMaker(contents, blobs, records), max_layers),
         blobs=blobs,

@@ -14,7 +14,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from nixery_snap.errors import SettingsError
+from nixery_snap.errors import NixerySnapError, SettingsError
 from nixery_snap.registry.app import REQUEST_ID, make_app
 from nixery_snap.registry.context import Registry, new_memory
 from nixery_snap.registry.hot_answers import HotAnswers, serve_hot
@@ -39,11 +39,16 @@ def serve(settings: Settings, started: Callable[[str], None]) -> int:
     return _supervise(settings.model_copy(update={"listen": address}), lambda: started(address))
 
 
-async def _serve(settings: Settings, sock: socket.socket, started: Callable[[], None]) -> None:
+async def _serve(
+    settings: Settings, sock: socket.socket, started: Callable[[], None], supervisor: int | None = None
+) -> None:
+    """`supervisor` is a descriptor that becomes readable when the process that watches over us is gone."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    if supervisor is not None:
+        loop.add_reader(supervisor, stop.set)
     limits = settings.limits
     async with open_service(settings) as service:
         registry = Registry(
@@ -64,6 +69,8 @@ async def _serve(settings: Settings, sock: socket.socket, started: Callable[[], 
         log.info("serving", listen=_address(sock), pid=os.getpid())
         started()
         await stop.wait()
+        if supervisor is not None:
+            loop.remove_reader(supervisor)
         log.info("stopping", timeout_seconds=limits.shutdown_timeout)
         registry.draining = True
         for server in servers:
@@ -100,35 +107,60 @@ def _address(sock: socket.socket) -> str:
 
 
 def _supervise(settings: Settings, started: Callable[[], None]) -> int:
-    """Run the workers as child processes; when one dies all are ended, so that a supervisor restarts us."""
+    """Run the workers as child processes; when one ends all are ended, so that a supervisor restarts us.
+
+    A worker also ends when this process does, whatever ended it: it holds one end of a pipe whose other end
+    closes with us.
+    """
     children: set[int] = set()
-    for _ in range(settings.workers):
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                uvloop.run(_serve(settings, _bind(settings), lambda: None))
-                code = 0
-            finally:
-                os._exit(code)
-        children.add(pid)
 
     def forward(number: int, _frame: object) -> None:
         for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    alive, alive_here = os.pipe()
+    ready, ready_there = os.pipe()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    for _ in range(settings.workers):
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.close(alive_here)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os._exit(_work(settings, alive, ready_there))
+        children.add(pid)
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, forward)
-    started()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    os.close(ready_there)
+    # One byte a worker; the end comes early when they cannot start.
+    if all(os.read(ready, 1) for _ in range(settings.workers)):
+        started()
     worst = 0
     while children:
         pid, status = os.wait()
         children.discard(pid)
-        code = os.waitstatus_to_exitcode(status)
-        if code:
+        if code := os.waitstatus_to_exitcode(status):
             worst = 1
             log.error("worker-died", pid=pid, code=code)
         forward(signal.SIGTERM, None)
     return worst
+
+
+def _work(settings: Settings, alive: int, ready: int) -> int:
+    """One worker process; returns its exit code."""
+
+    def started() -> None:
+        os.write(ready, b"1")
+        os.close(ready)
+
+    try:
+        uvloop.run(_serve(settings, _bind(settings), started, supervisor=alive))
+    except NixerySnapError as error:
+        log.error("worker-cannot-start", reason=str(error))
+        return 1
+    except Exception:
+        log.exception("worker-crashed")
+        return 1
+    return 0

@@ -155,4 +155,7 @@ def _wrong_kind(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
 
 def _public(message: str, package_set: Path) -> str:
     """The first paragraph of Nix's message, with paths of the server's disk shortened to the source's."""
-    return message.split("\n\n", 1)[0].strip().replace(str(package_set), "<source>")
+    paragraph = message.split("\n\n", 1)[0].strip()
+    return paragraph.replace(str(package_set), "<source>").replace(
+        str(package_set.parent), "<outside the source>"
+    )

@@ -17,7 +17,7 @@ from nixery_snap.imaging.resolution import Resolution
 from nixery_snap.imaging.resolver import Resolver
 from nixery_snap.nix.file_tree import Directory
 from nixery_snap.nix.path_info import Closure
-from nixery_snap.nix.store_path import StorePath, store_path_of
+from nixery_snap.nix.store_path import StorePath
 from nixery_snap.oci.image_config import ImageConfig
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
 from nixery_snap.oci.media_types import OCI_CONFIG
@@ -48,7 +48,7 @@ class Assembler:
         self, request: ImageRequest, pin: Pin, resolution: Resolution, closure: Closure
     ) -> Manifest:
         """The manifest of an image all of whose blobs are stored. Raises ImageError."""
-        resolver = Resolver(self._contents)
+        resolver = Resolver(self._contents, closure)
         outputs = _outputs_by_precedence(resolution.packages)
         forest, conflicts = await build_forest(resolver, outputs)
         for conflict in conflicts:
@@ -94,26 +94,22 @@ class Assembler:
         """One layer: an empty mountpoint of the right kind per store path, and the forest."""
         annotations = {NIX_LAYER: "true"}
         for number, path in enumerate(closure):
-            mountpoint = await _mountpoint(resolver, path, closure)
+            mountpoint = await _mountpoint(resolver, path)
             forest.add(str(path).strip("/"), mountpoint)
             annotations[f"{NIX_STORE_PATH}{number}"] = str(path)
         layer = await self._layers.from_entries(forest_entries(forest))
         return layer, layer.descriptor(annotations)
 
 
-async def _mountpoint(resolver: Resolver, path: StorePath, closure: Closure) -> Folder | File:
+async def _mountpoint(resolver: Resolver, path: StorePath) -> Folder | File:
     """What a bind mount of `path` needs below it: the kind of what the kernel sees after following links."""
     if isinstance(await resolver.root(path), Directory):
         return Folder()
     found = await resolver.follow(str(path))
     if found is None:
         # A node would mount what stands there on ITS file system, if anything.
-        raise UnmountablePath(str(path), "it is a link to nothing, or to a place outside the Nix store")
-    real, node = found
-    located = store_path_of(real)
-    if located is None or located[0] not in closure:
-        raise UnmountablePath(str(path), f"it is a link to {real}, which is not in its closure")
-    return Folder() if isinstance(node, Directory) else File(b"", MOUNTPOINT_FILE_MODE)
+        raise UnmountablePath(str(path), "it is a link to nothing, or to a place outside its closure")
+    return Folder() if isinstance(found[1], Directory) else File(b"", MOUNTPOINT_FILE_MODE)
 
 
 def _outputs_by_precedence(packages: Sequence[Package]) -> tuple[StorePath, ...]:

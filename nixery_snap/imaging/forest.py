@@ -82,14 +82,16 @@ async def build_forest(resolver: Resolver, outputs: Sequence[StorePath]) -> tupl
 
 def add_rootfs_extras(forest: Folder) -> None:
     """What a root file system needs beside the packages, unless a package brings it."""
-    forest.children["tmp"] = Folder(mode=0o1777)
+    for name, mode in (("etc", 0o755), ("tmp", 0o1777)):
+        # Runtimes write into these: a package's file or link of that name has to give way.
+        if not isinstance(folder := forest.children.get(name), Folder):
+            folder = forest.children[name] = Folder()
+        folder.mode = mode
     if forest.find("bin/env"):
         forest.add("usr/bin/env", Link("/bin/env"))
     forest.add("etc/passwd", File(_PASSWD))
     forest.add("etc/group", File(_GROUP))
     forest.add("root", Folder(mode=0o700))
-    if not isinstance(forest.children["etc"], Folder):
-        del forest.children["etc"]
 
 
 def forest_entries(folder: Folder, prefix: bytes = b"") -> Iterator[tuple[TarEntry, tuple[bytes, ...]]]:

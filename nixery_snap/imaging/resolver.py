@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nixery_snap.errors import PathsMissing
+from collections.abc import Collection
+
 from nixery_snap.nix.file_tree import Directory, Node, Symlink
 from nixery_snap.nix.store_path import STORE_DIR, StorePath, store_path_of
 from nixery_snap.ports import StoreContents
@@ -12,12 +13,13 @@ _STORE_PARTS = STORE_DIR.strip("/").split("/")
 
 
 class Resolver:
-    """Looks nodes up by absolute path; file trees are read once."""
+    """Looks nodes up by absolute path among the store paths of `closure`; file trees are read once."""
 
-    def __init__(self, contents: StoreContents) -> None:
+    def __init__(self, contents: StoreContents, closure: Collection[StorePath]) -> None:
         self._contents = contents
+        self._closure = closure
         self._roots: dict[StorePath, Node] = {}
-        self._trees: dict[StorePath, Node | None] = {}
+        self._trees: dict[StorePath, Node] = {}
 
     async def root(self, path: StorePath) -> Node:
         """The root of a store path, links followed not; a directory without its entries."""
@@ -28,7 +30,7 @@ class Resolver:
     async def follow(self, path: str) -> tuple[str, Node] | None:
         """The real path and node at `path`, a directory with its entries, all links followed.
 
-        None where nothing is, where links go in circles, or where they leave the store: whatever stands
+        None where nothing is, where links go in circles, or where they leave the closure: whatever stands
         there belongs to the machine that looks, not to the image.
         """
         pending = path.split("/")[::-1]
@@ -63,17 +65,13 @@ class Resolver:
             return Directory() if name == _STORE_PARTS[depth] else None
         if depth == len(_STORE_PARTS):
             located = store_path_of(f"{STORE_DIR}/{name}")
-            return None if located is None else await self._tree(located[0])
+            return await self._tree(located[0]) if located and located[0] in self._closure else None
         parent = walked[-1][1]
         return parent.entries.get(name) if isinstance(parent, Directory) else None
 
-    async def _tree(self, path: StorePath) -> Node | None:
+    async def _tree(self, path: StorePath) -> Node:
         if path not in self._trees:
-            try:
-                root = await self.root(path)
-                # A link or a file is its own whole tree.
-                is_directory = isinstance(root, Directory)
-                self._trees[path] = await self._contents.file_tree(path) if is_directory else root
-            except PathsMissing:
-                self._trees[path] = None
+            root = await self.root(path)
+            # A link or a file is its own whole tree.
+            self._trees[path] = await self._contents.file_tree(path) if isinstance(root, Directory) else root
         return self._trees[path]

@@ -17,6 +17,7 @@ _ERROR_LEVEL: Final = 0
 _COPY_PATH, _BUILD = 100, 105
 _BUILD_LOG_LINE: Final = 101
 _MAX_PLAIN_LINES: Final = 200
+_MAX_LINE: Final = 1000  # characters; builders can print anything
 
 
 @dataclass(slots=True)
@@ -63,6 +64,5 @@ class LogReader:
 
 def _clean(text: str) -> str:
     """Without colours and other control characters: it ends up in terminals and JSON."""
-    return "".join(
-        letter for letter in _ANSI.sub("", text).expandtabs() if letter.isprintable() or letter == "\n"
-    ).rstrip()
+    text = _ANSI.sub("", text[: 10 * _MAX_LINE]).expandtabs()
+    return "".join(letter for letter in text if letter.isprintable() or letter == "\n")[:_MAX_LINE].rstrip()

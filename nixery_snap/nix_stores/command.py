@@ -16,7 +16,12 @@ from nixery_snap.errors import NixError, NixMissing, SettingsError
 from nixery_snap.ports import Program
 
 _KILL_AFTER_SECONDS: Final = 3
-_LINE_BYTES: Final = 16 * 1024 * 1024  # one message of Nix's log can be a whole trace
+_NEEDED: Final = re.compile(
+    r"PATH|USER|LANG|TZ|TMPDIR|XDG_RUNTIME_DIR|SSH_AUTH_SOCK|(NIX_)?SSL_CERT_FILE|(?i:https?|all|no)_proxy"
+    r"|NIX_(CONF_DIR|DAEMON_SOCKET_PATH|STATE_DIR|USER_CONF_FILES)"
+)
+_READ_BYTES: Final = 64 * 1024
+_LINE_BYTES: Final = 1024 * 1024  # one message of Nix's log can be a whole trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,6 @@ class NixCommand:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env=self._environment,
-                limit=_LINE_BYTES,
                 start_new_session=True,  # so that its builders can be ended with it
             )
         except FileNotFoundError:
@@ -95,12 +99,20 @@ class NixCommand:
 
 
 async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[bytes], object] | None) -> bytes:
+    """All that the stream says, or each of its lines to `on_line`; of a line that never ends the rest is dropped."""
     if stream is None:
         return b""
     if on_line is None:
         return await stream.read()
-    while line := await stream.readline():
-        on_line(line.rstrip(b"\n"))
+    line = b""
+    while chunk := await stream.read(_READ_BYTES):
+        *complete, rest = chunk.split(b"\n")
+        for part in complete:
+            on_line(line + part)
+            line = b""
+        line = (line + rest)[:_LINE_BYTES]
+    if line:
+        on_line(line)
     return b""
 
 
@@ -124,5 +136,6 @@ def _environment(store: NixStore, home: Path, options: Mapping[str, str]) -> dic
         lines.append("build-users-group =")
     lines += [os.environ.get("NIX_CONFIG", ""), "extra-experimental-features = nix-command"]
     lines += [f"{name} = {value}" for name, value in options.items()]
-    kept = {name: value for name, value in os.environ.items() if name not in {"NIX_PATH", "NIX_REMOTE"}}
+    # Package sets can read the environment: it holds what Nix itself needs and none of the server's secrets.
+    kept = {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
     return kept | {"HOME": str(home), "NIX_CONFIG": "\n".join(lines), "LC_ALL": "C.UTF-8"}

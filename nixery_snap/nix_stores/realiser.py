@@ -41,7 +41,6 @@ class NixRealiser:
                 progress(begun)
 
         targets = sorted(f"{package.drv_path}!{','.join(package.outputs)}" for package in packages)
-        self._gc_roots.mkdir(parents=True, exist_ok=True)
         try:
             finished = await self._nix.run(
                 "nix-store",

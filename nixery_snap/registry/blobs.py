@@ -60,13 +60,13 @@ _UNSATISFIABLE: Final = (-1, -1)
 
 
 def _range(request: web.Request, digest: Digest, size: int) -> tuple[int, int] | None:
-    """The asked half-open byte range, None for all of it, or _UNSATISFIABLE.
+    """The asked half-open byte range, None for all of it, or _UNSATISFIABLE. HEAD has no ranges.
 
     Several ranges at once are answered with the whole, which RFC 9110 leaves to the server.
     """
     header = request.headers.get("Range", "")
     unit, _, ranges = header.partition("=")
-    if unit.strip().lower() != "bytes" or "," in ranges:
+    if request.method != "GET" or unit.strip().lower() != "bytes" or "," in ranges:
         return None
     if request.headers.get("If-Range", f'"{digest}"') != f'"{digest}"':
         return None

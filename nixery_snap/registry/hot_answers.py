@@ -21,6 +21,8 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
+from nixery_snap.registry.errors import oci_error
+
 MAX_HEAD_BYTES: Final = 2048
 MAX_BODY_BYTES: Final = 64 * 1024
 _OVERHEAD_BYTES: Final = 512  # objects around an entry, roughly
@@ -166,6 +168,22 @@ class HotRequestHandler(web.RequestHandler):
             self._refresh_at = self._loop.time() + self.keepalive_timeout / 2
             self._ready = True
         return resp, reset
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is not HTTP, or has endless lines, is answered as any other bad request and logged nowhere."""
+        if status >= 500 or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        response = oci_error(
+            "NAME_INVALID", status, "this is not a valid HTTP request, or one of its lines is too long"
+        )
+        response.force_close()
+        return response
 
     def close(self) -> None:
         self._eligible = self._ready = False

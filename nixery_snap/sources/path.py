@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import posixpath
+import re
 import shutil
 import stat
 import tempfile
@@ -21,16 +23,21 @@ from typing import Final
 import structlog
 
 from nixery_snap.errors import SourceError, TagNotFound
+from nixery_snap.nix.store_path import STORE_DIR
 from nixery_snap.ports import Pin
 from nixery_snap.sources.watch import DirectoryWatch
 
 log = structlog.get_logger()
 
 _HEAD_TAG: Final = "latest"
+_REVISION: Final = re.compile(r"[0-9a-f]{64}")
 _IGNORED: Final = frozenset({".git"})
 _KEPT_CHECKOUTS: Final = 8
 _ATTEMPTS: Final = 5
 _RACY_NANOSECONDS: Final = 2_000_000_000
+
+_File = tuple[str, os.stat_result]
+"""A relative name and its lstat."""
 
 
 class PathSource:
@@ -46,12 +53,8 @@ class PathSource:
         self._digests: dict[tuple[object, ...], bytes] = {}
 
     async def pin(self, tag: str) -> Pin:
-        if tag != _HEAD_TAG:
-            if (self._checkouts / tag).is_dir():
-                return Pin(tag)
-            raise TagNotFound(
-                self.name, tag, "a path source has the tag latest and revisions it served lately"
-            )
+        if tag != _HEAD_TAG and not _REVISION.fullmatch(tag):
+            raise TagNotFound(self.name, tag, "it has the tag latest, and revisions that were served before")
         if pin := self.current(tag):
             return pin
         async with self._lock:
@@ -66,6 +69,8 @@ class PathSource:
             return found
 
     def current(self, tag: str) -> Pin | None:
+        if _REVISION.fullmatch(tag):
+            return Pin(tag)
         if tag != _HEAD_TAG or self._current is None:
             return None
         pin, watch = self._current
@@ -73,8 +78,8 @@ class PathSource:
 
     async def checkout(self, pin: Pin) -> Path:
         path = self._checkouts / pin.revision / "source"
-        if not path.is_dir():
-            raise SourceError(f"the revision {pin.revision} of {self.name} is no longer here; pull again")
+        if not await asyncio.to_thread(path.is_dir):
+            raise TagNotFound(self.name, pin.revision, "that revision is not kept here any more; use latest")
         return path
 
     def _snapshot(self) -> tuple[Pin, DirectoryWatch | None]:
@@ -91,7 +96,7 @@ class PathSource:
                 if _directories(files) != directories:
                     continue  # one that came meanwhile is not watched
                 revision = self._fingerprint(self._directory, files)
-                if self._has_copy(revision):
+                if self._has_copy(revision, files):
                     kept, watch = watch, None
                     return Pin(revision), kept
             except FileNotFoundError as error:  # something was removed while it was read
@@ -106,14 +111,14 @@ class PathSource:
 
     def _watch_directories(self, directories: list[str]) -> DirectoryWatch | None:
         try:
-            return DirectoryWatch([self._directory, *(self._directory / name for name in directories)])
+            return DirectoryWatch(self._directory, directories)
         except FileNotFoundError:
             raise
         except OSError as error:
             log.warning("source-not-watched", source=self.name, reason=str(error))
             return None
 
-    def _fingerprint(self, directory: Path, files: Iterable[tuple[str, os.stat_result]]) -> str:
+    def _fingerprint(self, directory: Path, files: Iterable[_File]) -> str:
         """Hex SHA-256 over names, kinds, executable bits, link targets and contents."""
         begun = time.time_ns()
         whole = hashlib.sha256()
@@ -124,22 +129,20 @@ class PathSource:
                 kind, content = b"l", os.fsencode(os.readlink(path))
             elif stat.S_ISDIR(status.st_mode):
                 kind, content = b"d", b""
-            elif stat.S_ISREG(status.st_mode):
+            else:
                 kind = b"x" if status.st_mode & stat.S_IXUSR else b"f"
                 known = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
                 content = self._digests.get(known) or _digest(path)
                 # A file system's clock ticks slowly: a file as young as this could change again unnoticed.
                 if status.st_ctime_ns < begun - _RACY_NANOSECONDS:
                     seen[known] = content
-            else:
-                continue  # a socket or a pipe; Nix could not read it either
             encoded = os.fsencode(name)
             whole.update(b"%s%d:%s%d:%s" % (kind, len(encoded), encoded, len(content), content))
         if directory == self._directory:
             self._digests = seen
         return whole.hexdigest()
 
-    def _has_copy(self, revision: str) -> bool:
+    def _has_copy(self, revision: str, files: list[_File]) -> bool:
         """Whether there is a copy of `revision` now; it is not when the directory changed meanwhile."""
         final = self._checkouts / revision
         if final.is_dir():
@@ -148,7 +151,7 @@ class PathSource:
         self._checkouts.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=self._checkouts) as temporary:
             copy = Path(temporary) / revision / "source"
-            shutil.copytree(self._directory, copy, symlinks=True, ignore=shutil.ignore_patterns(*_IGNORED))
+            _copy(self._directory, copy, files)
             if self._fingerprint(copy, _walk(copy)) != revision:
                 return False
             with contextlib.suppress(OSError):  # another process was faster, with the same content
@@ -165,19 +168,46 @@ class PathSource:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _walk(directory: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """Relative names and stats of everything below, sorted, links not followed."""
+def _walk(directory: Path, prefix: str = "") -> Iterator[_File]:
+    """What of `directory` counts, sorted, links not followed.
+
+    A link that leaves it is left out: what it leads to is in no fingerprint and on no other replica. So are
+    sockets and pipes, which Nix could not read either.
+    """
     for name in sorted(os.listdir(directory / prefix)):
-        if name in _IGNORED:
+        path = f"{prefix}{name}"
+        status = (directory / path).lstat()
+        if name in _IGNORED or (
+            stat.S_ISLNK(status.st_mode) and _leaves(path, os.readlink(directory / path))
+        ):
             continue
-        status = (directory / prefix / name).lstat()
-        yield prefix + name, status
         if stat.S_ISDIR(status.st_mode):
-            yield from _walk(directory, f"{prefix}{name}/")
+            yield path, status
+            yield from _walk(directory, f"{path}/")
+        elif stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+            yield path, status
 
 
-def _directories(files: Iterable[tuple[str, os.stat_result]]) -> list[str]:
+def _leaves(link: str, target: str) -> bool:
+    """Whether a link at a relative path leads out of the directory, other than into the Nix store."""
+    if target.startswith("/"):
+        return not target.startswith(f"{STORE_DIR}/")
+    return posixpath.normpath(posixpath.join(posixpath.dirname(link), target)).split("/")[0] == ".."
+
+
+def _directories(files: Iterable[_File]) -> list[str]:
     return [name for name, status in files if stat.S_ISDIR(status.st_mode)]
+
+
+def _copy(directory: Path, copy: Path, files: list[_File]) -> None:
+    copy.mkdir(parents=True)
+    for name, status in files:
+        if stat.S_ISDIR(status.st_mode):
+            (copy / name).mkdir()
+        elif stat.S_ISLNK(status.st_mode):
+            (copy / name).symlink_to(os.readlink(directory / name))
+        else:
+            shutil.copy(directory / name, copy / name)
 
 
 def _digest(path: Path) -> bytes:

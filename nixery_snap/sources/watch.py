@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 from pathlib import Path
@@ -23,27 +24,40 @@ class DirectoryWatch:
     is answered rightly.
     """
 
-    def __init__(self, directories: list[Path]) -> None:
-        """Raises OSError where the kernel has no watches left, or is not Linux."""
+    def __init__(self, root: Path, directories: list[str]) -> None:
+        """Watches `root` and what is below it at the relative paths `directories`, not what is below those.
+
+        Raises OSError where the kernel has no watches left, or is not Linux.
+        """
         if sys.platform != "linux":
             raise OSError("no inotify on this system")
+        self._root = root
         self._inotify = INotify(nonblocking=True)
         self._changed = False
         self._events = select.poll()
         self._events.register(self._inotify, select.POLLIN)
         try:
-            for directory in directories:
+            for directory in (root, *(root / name for name in directories)):
                 self._inotify.add_watch(directory, _MASK)
+            self._inode = _inode(root)
         except OSError:
             self.close()
             raise
 
     def quiet(self) -> bool:
-        """Whether nothing has changed yet. Never blocks."""
-        # Every request for a tag asks this: a poll is a third of a read that fails.
-        self._changed = self._changed or bool(self._events.poll(0))
+        """Whether nothing has changed yet. Waits for nothing; costs a microsecond or two."""
+        # inotify follows an inode, not a name: the root may be a link, or below one, that now leads elsewhere.
+        self._changed = self._changed or bool(self._events.poll(0)) or _inode(self._root) != self._inode
         return not self._changed
 
     def close(self) -> None:
         self._changed = True
         self._inotify.close()
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 # Path.stat is slower, and this is asked for every request
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

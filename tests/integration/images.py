@@ -25,13 +25,13 @@ def annotated_paths(layer: Json) -> list[str]:
 
 def store_names(rootfs: Path) -> set[str]:
     """What lies directly in the image's store directory, as store paths."""
-    return {f"{STORE_DIRECTORY}/{name}" for name in os.listdir(rootfs / "nix" / "store")}  # noqa: PTH208 - names
+    return {f"{STORE_DIRECTORY}/{name}" for name in os.listdir(rootfs / "nix" / "store")}
 
 
 def forest_links(rootfs: Path) -> dict[bytes, bytes]:
     """Link by link, what the image has outside of its store."""
     outside: dict[bytes, bytes] = {}
-    for name in os.listdir(os.fsencode(rootfs)):  # noqa: PTH208 - bytes
+    for name in os.listdir(os.fsencode(rootfs)):
         if name == b"nix":
             continue
         below = tree_of(rootfs / os.fsdecode(name))

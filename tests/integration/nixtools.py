@@ -88,7 +88,7 @@ class ChrootStore:
                 links += 1
                 if links > 40:
                     return None
-                target = os.readlink(here)  # noqa: PTH115 - bytes
+                target = os.readlink(here)
                 walked = [] if target.startswith(b"/") else walked
                 pending += target.split(b"/")[::-1]
             else:
@@ -147,10 +147,10 @@ def tree_of(root: Path) -> dict[bytes, Entry]:
     def visit(path: bytes, relative: bytes) -> None:
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
-            found[relative] = Entry("symlink", os.readlink(path))  # noqa: PTH115 - bytes
+            found[relative] = Entry("symlink", os.readlink(path))
         elif stat.S_ISDIR(status.st_mode):
             found[relative] = Entry("directory")
-            for name in os.listdir(path):  # noqa: PTH208 - bytes
+            for name in os.listdir(path):
                 visit(path + b"/" + name, relative + b"/" + name if relative else name)
         elif stat.S_ISREG(status.st_mode):
             kind = "executable" if status.st_mode & 0o111 else "regular"

@@ -41,7 +41,7 @@ print(hashlib.sha256(b"".join(compression.compress([content]))).hexdigest())
 
 def make_corpus() -> bytes:
     """Four megabytes of what layers hold: text, tables, code-like noise, zeros, repeats near and far."""
-    rng = random.Random(20_000)  # noqa: S311 (the same on every run)
+    rng = random.Random(20_000)
     words = [bytes(rng.choices(b"abcdefghijklmnopqrstuvwxyz_", k=rng.randint(1, 11))) for _ in range(3000)]
     text = b" ".join(rng.choices(words, weights=[1 / (n + 1) for n in range(3000)], k=200_000))
     table = b"".join(
@@ -84,7 +84,7 @@ def constant(size: int) -> Iterator[int]:
 
 
 def uneven(seed: int) -> Iterator[int]:
-    rng = random.Random(seed)  # noqa: S311 (the same on every run)
+    rng = random.Random(seed)
     while True:
         yield int(2 ** rng.uniform(0, 20))
 

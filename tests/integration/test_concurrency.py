@@ -67,6 +67,21 @@ async def test_different_images_at_once(directory: Path, own_store: ChrootStore,
     assert len(registry.events("assembled")) == len(names) + 1
 
 
+async def test_processes_that_share_a_storage(directory: Path, own_store: ChrootStore, start: Start) -> None:
+    """Workers of one server, and a second server: each may do the work, all answer with the same bytes."""
+    storage = f"file://{directory / 'storage'}"
+    workers = {"NIXERY_SNAP_WORKERS": "2"}
+    one = start(Registry(directory / "one", own_store.root, storage=storage, env=workers))
+    other = start(Registry(directory / "other", own_store.root, storage=storage))
+    names = ["shell/hello", "nix-snapshotter/curl", "git", "wide"]
+    answers = [answer for part in await asyncio.gather(fetch_all(one, names * 8), fetch_all(other, names * 8))
+               for answer in part]  # fmt: skip
+    assert {status for status, _ in answers} == {200}
+    assert len({body for _, body in answers}) == len(names)
+    for name in names:
+        assert one.pull(name) == other.pull(name)
+
+
 def test_repeats_touch_neither_nix_nor_the_disk(
     directory: Path, own_store: ChrootStore, start: Start
 ) -> None:

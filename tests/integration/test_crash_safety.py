@@ -12,12 +12,21 @@ from tests.integration.processes import run
 from tests.integration.server import PROGRAM, Registry
 
 NAMES = ["shell/hello", "nix-snapshotter/shell/hello", "curl", "manyfiles", "nix-snapshotter/wide/curl"]
-ROUNDS = 8
+ROUNDS = 6
+STEPS = 4  # an image logs about so many lines from pinned to assembled
 
 
 def request_and_hang_up(registry: Registry, name: str) -> None:
     with contextlib.suppress(OSError, http.client.HTTPException, AssertionError, ValueError):
         registry.pull(name)
+
+
+def wait_for_steps(registry: Registry, more: int) -> None:
+    """Until the log has so many more lines, or work has come to its end without."""
+    begun = registry.log.read_bytes().count(b"\n")
+    deadline = time.monotonic() + 2
+    while registry.log.read_bytes().count(b"\n") < begun + more and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def test_killed_at_random_moments(directory: Path, own_store: ChrootStore, own_source: Path) -> None:
@@ -34,7 +43,8 @@ def test_killed_at_random_moments(directory: Path, own_store: ChrootStore, own_s
             clients = [threading.Thread(target=request_and_hang_up, args=(registry, name)) for name in NAMES]
             for client in clients:
                 client.start()
-            time.sleep(generator.uniform(0.02, 1.2))
+            wait_for_steps(registry, generator.randrange(STEPS * len(NAMES)))
+            time.sleep(generator.uniform(0, 0.03))
             registry.kill()
             for client in clients:
                 client.join()

@@ -102,7 +102,7 @@ def test_conflicts_in_the_forest(
     registry: Registry, directory: Path, image_format: str, name: str, winner: str
 ) -> None:
     rootfs = fetch(registry, f"{image_format}/{name}", directory).rootfs
-    assert f"-{winner}-1.0/bin" in os.readlink(_first_link(rootfs, "bin", "tool"))  # noqa: PTH115 - text as it is
+    assert f"-{winner}-1.0/bin" in os.readlink(_first_link(rootfs, "bin", "tool"))
 
 
 def _first_link(rootfs: Path, *parts: str) -> Path:
@@ -128,7 +128,7 @@ def test_a_link_out_of_the_store_is_content_but_never_a_mount(
     """A node would mount its own /etc: hostile. As a link in a classic image it is harmless."""
     rootfs = fetch(registry, "classic/escapelink", directory).rootfs
     (path,) = prepared_store.installed(("escapeLink",))["escapeLink"]
-    assert os.readlink(rootfs / path.lstrip("/")) == "/etc"  # noqa: PTH115 - text as it is
+    assert os.readlink(rootfs / path.lstrip("/")) == "/etc"
     refused = run("skopeo", "inspect", "--tls-verify=false",
                   f"docker://{registry.host}/nix-snapshotter/escapelink", check=False)  # fmt: skip
     assert refused.returncode != 0

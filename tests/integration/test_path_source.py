@@ -1,6 +1,7 @@
 """A directory as a package source: its content is the revision."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,51 @@ def test_same_size_and_same_time_but_other_content_is_seen(edited: Registry, own
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert file.stat().st_size == status.st_size
     assert edited.pull("hello").digest != before.digest
+
+
+def test_a_revision_is_a_tag(edited: Registry, own_source: Path) -> None:
+    """What `latest` was is had for as long as the server keeps its copy; no other tag is known."""
+    before = edited.pull("hello")
+    edit(own_source, "Hello, world!", "Hello, later!")
+    assert edited.pull("hello") != before
+    assert edited.pull("hello", revision_of(before)) == before
+    answer = edited.manifest("hello", "no-such-tag")
+    assert (answer.status, answer.error["code"]) == (404, "MANIFEST_UNKNOWN")
+    assert "latest" in answer.error["message"]
+
+
+def test_a_directory_put_in_place_of_the_source(edited: Registry, own_source: Path) -> None:
+    """By renaming, as careful deployments do."""
+    before = edited.pull("hello")
+    fresh = Path(shutil.copytree(own_source, own_source.with_name("fresh")))
+    edit(fresh, "Hello, world!", "Hello, fresh!")
+    own_source.rename(own_source.with_name("stale"))
+    fresh.rename(own_source)
+    assert edited.pull("hello").digest != before.digest
+
+
+def test_a_link_turned_to_another_directory(
+    directory: Path, own_store: ChrootStore, own_source: Path, start: Start
+) -> None:
+    """As profiles of Nix and volumes of Kubernetes do it."""
+    fresh = Path(shutil.copytree(own_source, own_source.with_name("fresh")))
+    edit(fresh, "Hello, world!", "Hello, fresh!")
+    link = directory / "link"
+    link.symlink_to(own_source)
+    registry = start(Registry(directory / "state", own_store.root, link))
+    before = registry.pull("hello")
+    turned = directory / "turned"
+    turned.symlink_to(fresh)
+    turned.rename(link)
+    assert registry.pull("hello").digest != before.digest
+
+
+def test_what_can_be_made_again_may_be_removed(edited: Registry) -> None:
+    """The cache directory is a cache: emptied while the server runs, it costs time and nothing else."""
+    edited.pull("hello")
+    for entry in (edited.state / "cache").iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    edited.pull("curl")
 
 
 def test_a_source_that_does_not_evaluate(edited: Registry, own_source: Path) -> None:

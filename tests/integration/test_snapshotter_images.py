@@ -55,7 +55,7 @@ def node_with(registry: Registry, name: str, server_store: ChrootStore, director
         ("shell/dirlink", (*SHELL, ("dirLink",)), ("{dirLink}/hello",), "Hello, world!\n"),
     ],
 )
-def test_runs_with_exactly_the_annotated_paths(  # noqa: PLR0917 - pytest names them
+def test_runs_with_exactly_the_annotated_paths(
     registry: Registry,
     prepared_store: ChrootStore,
     directory: Path,

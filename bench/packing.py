@@ -1,0 +1,174 @@
+"""Speed and memory of packing store paths into layers, beside `tar | gzip -6` (bench/README.md)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+from harness import (
+    PROGRAM,
+    Server,
+    environment,
+    json_lines,
+    machine,
+    make_package_set,
+    median,
+    need,
+    seeded_bytes,
+    table,
+    verdict,
+    work_directory,
+)
+
+MIB = 1024 * 1024
+GOAL_SPEED = 3.0
+GOAL_MEMORY_MIB = 200
+
+
+def make_tree(directory: Path, size_mib: int) -> int:
+    """Copy what layers are made of from this machine: Python's library, then programs. The size in bytes."""
+    left = size_mib * MIB
+    sources = [
+        Path(sysconfig.get_path("stdlib")),
+        Path("/usr/lib/python3"),
+        Path("/usr/share/perl"),
+        Path("/usr/bin"),
+    ]
+    for number, source in enumerate(sources):
+        for file in sorted(source.rglob("*")):
+            size = file.stat().st_size if file.is_file() and not file.is_symlink() else 0
+            if not size or size > left or size > size_mib * MIB // 8 or not os.access(file, os.R_OK):
+                continue
+            target = directory / f"part{number}" / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            left -= size
+    return size_mib * MIB - left
+
+
+def split_tree(tree: Path, parts: Path, count: int) -> None:
+    """The same files as `count` trees of about the same size."""
+    sizes = [0] * count
+    files = sorted(((file.stat().st_size, file) for file in tree.rglob("*") if file.is_file()), reverse=True)
+    for size, file in files:
+        number = sizes.index(min(sizes))
+        sizes[number] += size
+        target = parts / str(number) / file.relative_to(tree)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(file, target)
+
+
+def package_set(work: Path, size_mib: int, parts: int, gibibyte: bool) -> tuple[Path, int]:
+    """`tree`: the files as one store path; `parts`: as several; `huge`: one store path of 1 GiB."""
+    (work / "tree").mkdir()
+    size = make_tree(work / "tree", size_mib)
+    split_tree(work / "tree", work / "parts", parts)
+    tree = f'builtins.path {{ name = "tree"; path = {work / "tree"}; }}'
+    some = " ".join(
+        f'(builtins.path {{ name = "part{n}"; path = {work / "parts" / str(n)}; }})' for n in range(parts)
+    )
+    packages = f"""
+        tree = mk {{ pname = "tree"; script = "mkdir $out; echo ${{{tree}}} > $out/needs"; }};
+        parts = mk {{ pname = "parts"; script = "mkdir $out; echo ${{toString [ {some} ]}} > $out/needs"; }};
+    """
+    if gibibyte:
+        # Half of it noise, half of it as compressible as text; one big file and many of 8 MiB.
+        block = work / "block"
+        noise = seeded_bytes(4 * MIB, 3)
+        block.write_bytes(noise + noise.hex().encode()[: 4 * MIB])
+        packages += f"""huge = mk {{ pname = "huge"; script = ''
+          mkdir $out
+          for i in $(seq 1 64); do cat ${{{block}}} >> $out/file; done
+          for i in $(seq 1 64); do cp ${{{block}}} $out/file$i; done
+        ''; }};"""
+    return make_package_set(work / "packages", packages), size
+
+
+def build(server: Server, image: str, output: Path) -> tuple[float, float, float]:
+    """(seconds of assembling, seconds of the whole program, its peak memory in MiB); storage is new each time."""
+    shutil.rmtree(server.state, ignore_errors=True)
+    server.state.mkdir()
+    shutil.rmtree(output, ignore_errors=True)
+    env = environment(server.state / "home") | {"NIXERY_SNAP_LOG_FORMAT": "json"}
+    log = server.state / "log"
+    command = [*PROGRAM, "build", image, *server.options, "--format", "classic", "--output", f"oci:{output}"]
+    begun = time.perf_counter()
+    with log.open("wb") as sink:
+        child = subprocess.Popen(command, env=env, stdout=sink, stderr=sink)
+        _, status, usage = os.wait4(child.pid, 0)
+    total = time.perf_counter() - begun
+    child.returncode = os.waitstatus_to_exitcode(status)
+    text = log.read_text(errors="replace")
+    if child.returncode:
+        sys.exit(f"{' '.join(command)}:\n{text[-3000:]}")
+    assembled = [
+        event["seconds"] for event in json_lines(text.splitlines()) if event.get("event") == "assembled"
+    ]
+    # ru_maxrss is VmHWM of the program, or of a Nix process it waited for if that was bigger.
+    return assembled[0] if assembled else total, total, usage.ru_maxrss / 1024
+
+
+def tar_gzip(tree: Path, output: Path) -> float:
+    begun = time.perf_counter()
+    subprocess.run(f"tar -C '{tree}' -cf - . | gzip -6 > '{output}'", shell=True, check=True)  # noqa: S602
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--mib", type=int, default=200, help="size of the tree")
+    parser.add_argument("--parts", type=int, default=8, help="store paths of the divided tree")
+    parser.add_argument("--skip-memory", action="store_true", help="do not pack a store path of 1 GiB")
+    arguments = parser.parse_args()
+    need("nix-store", "tar", "gzip")
+    print(machine())
+    with work_directory() as work:
+        packages, size = package_set(work, arguments.mib, arguments.parts, not arguments.skip_memory)
+        server = Server(work / "server", packages, work / "store")
+        output = work / "image"
+        images = {"one store path": "tree", f"{arguments.parts} store paths": "parts"}
+        for image in images.values():
+            build(server, image, output)  # lets Nix build everything
+        reference, ratio = [], 0.0
+        seconds: dict[str, list[float]] = {title: [] for title in images}
+        sizes: dict[str, int] = {}
+        for number in range(arguments.rounds):
+            reference.append(tar_gzip(work / "tree", work / "reference.gz"))
+            ratio = (work / "reference.gz").stat().st_size
+            for title, image in images.items():
+                seconds[title].append(build(server, image, output)[0])
+                sizes[title] = sum(file.stat().st_size for file in (output / "blobs/sha256").iterdir())
+            print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr)
+        base = median(reference)
+        rows = [["tar | gzip -6", f"{size / base / 1e6:.0f}", "1", "1"]]
+        for title, values in seconds.items():
+            times = base / median(values)
+            rows.append([
+                title, f"{size / median(values) / 1e6:.0f}",
+                f"{times:.1f} (goal {GOAL_SPEED:g}, {verdict(times >= GOAL_SPEED)})", f"{sizes[title] / ratio:.2f}",
+            ])  # fmt: skip
+        title = f"Packing {size / MIB:.0f} MiB, medians of {arguments.rounds} rounds"
+        table(title, ["", "MB/s", "times tar | gzip -6", "size against it"], rows)
+
+        if not arguments.skip_memory:
+            build(server, "huge", output)
+            assembling, _, peak = build(server, "huge", output)
+            bytes_packed = 1024 * MIB
+            table(
+                "Packing one store path of 1 GiB",
+                ["MB/s", "peak memory, MiB"],
+                [[f"{bytes_packed / assembling / 1e6:.0f}",
+                  f"{peak:.0f} (goal {GOAL_MEMORY_MIB}, {verdict(peak < GOAL_MEMORY_MIB)})"]],
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nixery_snap.errors import SettingsError
+from nixery_snap.imaging.request import ImageFormat
+from nixery_snap.settings import Settings, load_settings
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings.toml"
+
+
+def load(
+    file: Path | None = None, toml: str = "", flags: dict[str, Any] | None = None, **environment: str
+) -> Settings:
+    if file is not None:
+        file.write_text(toml)
+    return load_settings(
+        file, flags or {}, {f"NIXERY_SNAP_{name}": text for name, text in environment.items()}
+    )
+
+
+def test_defaults() -> None:
+    assert load() == Settings()
+
+
+def test_each_layer_wins_over_the_one_below(file: Path) -> None:
+    toml = 'listen = "file:1"\nstorage = "memory://file"\nworkers = 1\n[nix]\nstore = "/file"\neval_timeout = 1\n'
+    flags = {"listen": "flag:3", "storage": None}
+    loaded = load(file, toml, flags, LISTEN="env:2", STORAGE="memory://env", NIX__STORE="/env")
+    assert loaded.listen == "flag:3"
+    assert loaded.storage == "memory://env"
+    assert loaded.nix.store == "/env"
+    assert loaded.nix.eval_timeout == 1  # a table is merged, not replaced
+    assert loaded.nix.build_timeout == Settings().nix.build_timeout
+    assert load(file, toml).nix.store == "/file"
+
+
+def test_flags_reach_into_tables() -> None:
+    assert load(flags={"nix.store": "/flag"}, NIX__STORE="/env").nix.store == "/flag"
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "path", "value"),
+    [
+        ("FORMAT", "nix-snapshotter", "format", ImageFormat.SNAPSHOTTER),
+        ("LOG_FORMAT", "console", "log_format", "console"),
+        ("STORAGE", "5", "storage", "5"),
+        ("STORAGE", "", "storage", ""),
+        ("STORAGE", '"quoted"', "storage", '"quoted"'),
+        ("WORKERS", "3", "workers", 3),
+        ("ACCESS_LOG", "true", "access_log", True),
+        ("SYSTEMS", '["aarch64-linux"]', "systems", ("aarch64-linux",)),
+        ("BASE_PACKAGES", "[]", "base_packages", ()),
+        ("META_PACKAGES", "{ debug = ['gdb'] }", "meta_packages", {"debug": ("gdb",)}),
+        ("META_PACKAGES__DEBUG", "['gdb', 'strace']", "meta_packages", {"debug": ("gdb", "strace")}),
+        ("NIX__BUILD_TIMEOUT", "1.5", "nix.build_timeout", 1.5),
+        ("NIX__STORE", "/data/nix", "nix.store", "/data/nix"),
+        ("NIX__OPTIONS", "{ cores = '2' }", "nix.options", {"cores": "2"}),
+        ("LIMITS__MAX_LAYERS", "50", "limits.max_layers", 50),
+    ],
+)
+def test_environment(variable: str, text: str, path: str, value: object) -> None:
+    found: Any = load(**{variable: text})
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_other_variables_are_not_ours() -> None:
+    environment = {"PATH": "/bin", "NIXERY": "x", "XNIXERY_SNAP_LISTEN": "x", "nixery_snap_listen": "x"}
+    assert load_settings(None, {}, environment) == Settings()
+
+
+def test_the_variable_that_names_the_settings_file_is_no_setting(file: Path) -> None:
+    assert load(file, 'listen = "file:1"', CONFIG=str(file)).listen == "file:1"
+
+
+@pytest.mark.parametrize(
+    ("toml", "key"),
+    [
+        ("nonsense = 1", "nonsense"),
+        ("[nix]\nstoer = 'x'", "nix.stoer"),
+        ("[limits]\nmax_layer = 1", "limits.max_layer"),
+        ("[nonsense.deep]\nx = 1", "nonsense"),
+        ("workers = 'many'", "workers"),
+        ("workers = 0", "workers"),
+        ("workers = 1.5", "workers"),
+        ("listen = 8080", "listen"),
+        ("listen = '8080'", "listen"),
+        ("listen = 'host:99999'", "listen"),
+        ("listen = ':80'", "listen"),
+        ("format = 'docker'", "format"),
+        ("systems = []", "systems"),
+        ("systems = 'x86_64-linux'", "systems"),
+        ("systems = ['riscv64-linux']", "systems.0"),
+        ("systems = ['x86_64-linux', 5]", "systems.1"),
+        ("base_packages = ['cacert', 'a..b']", "base_packages.1"),
+        ("source = 'https://example.org'", "source"),
+        ("source = 'path:'", "source"),
+        ("nix = 'daemon'", "nix"),
+        ("[nix]\nstore = 5", "nix.store"),
+        ("[nix]\nbuild_timeout = 0", "nix.build_timeout"),
+        ("[nix]\nevaluators = -1", "nix.evaluators"),
+        ("[nix.options]\ncores = 2", "nix.options.cores"),
+        ("[limits]\nmax_layers = 1", "limits.max_layers"),
+        ("[limits]\nmax_layers = 126", "limits.max_layers"),
+        ("[limits]\nmemory_cache = -1", "limits.memory_cache"),
+        ("[meta_packages]\ndebug = 'gdb'", "meta_packages.debug"),
+        ("[meta_packages]\ndebug = ['g db']", "meta_packages.debug.0"),
+        ("[meta_packages]\namd64 = ['gdb']", "meta_packages.amd64"),
+        ("[meta_packages]\nclassic = ['gdb']", "meta_packages.classic"),
+        ("[meta_packages]\n'a/b' = ['gdb']", "meta_packages.a/b"),
+        ("[meta_packages]\nDebug = ['gdb']", "meta_packages.Debug"),
+    ],
+)
+def test_refused_with_the_dotted_path(file: Path, toml: str, key: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(file, toml)
+    assert raised.value.key.removesuffix(".[key]") == key
+    assert key in str(raised.value)
+    assert raised.value.reason
+
+
+def test_refused_from_the_environment() -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(NIX__STOER="x")
+    assert raised.value.key == "nix.stoer"
+    assert raised.value.reason == "there is no such setting"
+    with pytest.raises(SettingsError, match="not a table"):
+        load(LISTEN__HOST="x", LISTEN="a:1")
+
+
+def test_contradictions() -> None:
+    with pytest.raises(SettingsError, match=r"workers.*memory://"):
+        load(WORKERS="2", STORAGE="memory://")
+    assert load(WORKERS="1", STORAGE="memory://").workers == 1
+    assert load(WORKERS="2", STORAGE="file:///x").workers == 2
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    for content in (b"listen = ", b"\xff\xfe", b"a = 1\na = 2"):
+        file = tmp_path / "bad.toml"
+        file.write_bytes(content)
+        with pytest.raises(SettingsError, match=r"bad\.toml"):
+            load_settings(file, {}, {})
+    with pytest.raises(SettingsError, match="absent"):
+        load_settings(tmp_path / "absent.toml", {}, {})
+    with pytest.raises(SettingsError):
+        load_settings(tmp_path, {}, {})
+
+
+def test_relative_directories_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load(SOURCE="path:packages", CACHE_DIRECTORY="cache")
+    assert loaded.source == f"path:{tmp_path}/packages"
+    assert loaded.cache_path == tmp_path / "cache"
+
+
+def test_shell_is_a_meta_package_beside_those_of_the_settings() -> None:
+    found = load(META_PACKAGES="{ debug = ['gdb'] }").all_meta_packages
+    assert [str(path) for path in found["debug"]] == ["gdb"]
+    assert "bashInteractive" in map(str, found["shell"])
