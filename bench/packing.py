@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,14 +13,12 @@ import time
 from pathlib import Path
 
 from harness import (
-    PROGRAM,
     Server,
-    environment,
-    json_lines,
     machine,
     make_package_set,
     median,
     need,
+    peak_memory_mib,
     seeded_bytes,
     table,
     verdict,
@@ -91,28 +89,14 @@ def package_set(work: Path, size_mib: int, parts: int, gibibyte: bool) -> tuple[
     return make_package_set(work / "packages", packages), size
 
 
-def build(server: Server, image: str, output: Path) -> tuple[float, float, float]:
-    """(seconds of assembling, seconds of the whole program, its peak memory in MiB); storage is new each time."""
+def pack(server: Server, image: str) -> tuple[float, int, float]:
+    """(seconds of assembling, bytes of all layers, peak memory in MiB) of a new server with an empty storage."""
     shutil.rmtree(server.state, ignore_errors=True)
-    server.state.mkdir()
-    shutil.rmtree(output, ignore_errors=True)
-    env = environment(server.state / "home") | {"NIXERY_SNAP_LOG_FORMAT": "json"}
-    log = server.state / "log"
-    command = [*PROGRAM, "build", image, *server.options, "--format", "classic", "--output", f"oci:{output}"]
-    begun = time.perf_counter()
-    with log.open("wb") as sink:
-        child = subprocess.Popen(command, env=env, stdout=sink, stderr=sink)
-        _, status, usage = os.wait4(child.pid, 0)
-    total = time.perf_counter() - begun
-    child.returncode = os.waitstatus_to_exitcode(status)
-    text = log.read_text(errors="replace")
-    if child.returncode:
-        sys.exit(f"{' '.join(command)}:\n{text[-3000:]}")
-    assembled = [
-        event["seconds"] for event in json_lines(text.splitlines()) if event.get("event") == "assembled"
-    ]
-    # ru_maxrss is VmHWM of the program, or of a Nix process it waited for if that was bigger.
-    return assembled[0] if assembled else total, total, usage.ru_maxrss / 1024
+    with server.run() as pid:
+        manifest = json.loads(server.get(f"/v2/classic/{image}/manifests/latest"))
+        peak = peak_memory_mib(pid)
+    (seconds,) = (event["seconds"] for event in server.events() if event["event"] == "assembled")
+    return seconds, sum(layer["size"] for layer in manifest["layers"]), peak
 
 
 def tar_gzip(tree: Path, output: Path) -> float:
@@ -133,41 +117,35 @@ def main() -> None:
     with work_directory() as work:
         packages, size = package_set(work, arguments.mib, arguments.parts, not arguments.skip_memory)
         server = Server(work / "server", packages, work / "store")
-        output = work / "image"
         images = {"one store path": "tree", f"{arguments.parts} store paths": "parts"}
         for image in images.values():
-            build(server, image, output)  # lets Nix build everything
-        reference, ratio = [], 0.0
-        seconds: dict[str, list[float]] = {title: [] for title in images}
-        sizes: dict[str, int] = {}
+            pack(server, image)  # lets Nix build everything
+        reference: list[float] = []
+        packed: dict[str, list[tuple[float, int, float]]] = {title: [] for title in images}
         for number in range(arguments.rounds):
             reference.append(tar_gzip(work / "tree", work / "reference.gz"))
-            ratio = (work / "reference.gz").stat().st_size
             for title, image in images.items():
-                seconds[title].append(build(server, image, output)[0])
-                sizes[title] = sum(file.stat().st_size for file in (output / "blobs/sha256").iterdir())
+                packed[title].append(pack(server, image))
             print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr)
-        base = median(reference)
-        rows = [["tar | gzip -6", f"{size / base / 1e6:.0f}", "1", "1"]]
-        for title, values in seconds.items():
-            times = base / median(values)
-            rows.append([
-                title, f"{size / median(values) / 1e6:.0f}",
-                f"{times:.1f} (goal {GOAL_SPEED:g}, {verdict(times >= GOAL_SPEED)})", f"{sizes[title] / ratio:.2f}",
-            ])  # fmt: skip
+        base, base_size = median(reference), (work / "reference.gz").stat().st_size
+        rows = [["tar, gzip -6", f"{size / base / 1e6:.0f}", "1", "1", ""]]
+        for title, samples in packed.items():
+            seconds, layer_bytes, peak = (median(values) for values in zip(*samples, strict=True))
+            times = base / seconds
+            goal = f"{times:.1f} (goal {GOAL_SPEED:g}, {verdict(times >= GOAL_SPEED)})"
+            rows.append(
+                [title, f"{size / seconds / 1e6:.0f}", goal, f"{layer_bytes / base_size:.2f}", f"{peak:.0f}"]
+            )
         title = f"Packing {size / MIB:.0f} MiB, medians of {arguments.rounds} rounds"
-        table(title, ["", "MB/s", "times tar | gzip -6", "size against it"], rows)
+        header = ["", "MB/s", "times tar, gzip -6", "size against it", "peak memory, MiB"]
+        table(title, header, rows)
 
         if not arguments.skip_memory:
-            build(server, "huge", output)
-            assembling, _, peak = build(server, "huge", output)
-            bytes_packed = 1024 * MIB
-            table(
-                "Packing one store path of 1 GiB",
-                ["MB/s", "peak memory, MiB"],
-                [[f"{bytes_packed / assembling / 1e6:.0f}",
-                  f"{peak:.0f} (goal {GOAL_MEMORY_MIB}, {verdict(peak < GOAL_MEMORY_MIB)})"]],
-            )  # fmt: skip
+            pack(server, "huge")
+            seconds, _, peak = pack(server, "huge")
+            goal = f"{peak:.0f} (goal {GOAL_MEMORY_MIB}, {verdict(peak < GOAL_MEMORY_MIB)})"
+            speed = f"{1024 * MIB / seconds / 1e6:.0f}"
+            table("Packing one store path of 1 GiB", ["MB/s", "peak memory, MiB"], [[speed, goal]])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from nixery_snap.imaging.request import NameGrammar
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix_stores.command import NixCommand, NixStore
 from nixery_snap.nix_stores.local_store import StoreDatabase, StoreFiles
-from nixery_snap.nix_stores.path_info_command import NixPathInfos
+from nixery_snap.nix_stores.path_info_command import LocalPathInfos, NixPathInfos
 from nixery_snap.nix_stores.realiser import NixRealiser
 from nixery_snap.object_store.blobs import Blobs
 from nixery_snap.object_store.records import StoredRecords
@@ -50,7 +50,6 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     nix = NixCommand(store, home, settings.nix.options)
     await nix.initialise()
 
-    database = StoreDatabase(store.database)
     objects = ObjectStore(settings.storage_url)
     blobs = Blobs(objects)
     records = StoredRecords(objects, settings.limits.memory_cache)
@@ -59,19 +58,23 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     steps = Steps(
         source=_source(settings),
         evaluator=OneShotEvaluator(nix, settings.nix.eval_timeout, settings.nix.evaluators),
-        realiser=NixRealiser(nix, gc_roots, store.uri, settings.nix.build_timeout),
-        path_infos=database if database.readable() else NixPathInfos(nix),
+        realiser=NixRealiser(nix, gc_roots, store.uri, settings.nix.build_timeout, settings.nix.builds),
+        path_infos=LocalPathInfos(StoreDatabase(store.database), NixPathInfos(nix)),
         assembler=Assembler(contents, blobs, LayerMaker(contents, blobs, records), max_layers),
         blobs=blobs,
         records=records,
     )
     base_packages = tuple(map(AttributePath.parse, settings.base_packages))
-    yield Service(
+    service = Service(
         settings,
         NameGrammar(settings.format, settings.systems, settings.all_meta_packages),
         Pipeline(steps, base_packages, max_layers, settings.limits.failure_ttl),
         blobs,
     )
+    try:
+        yield service
+    finally:
+        blobs.close()
 
 
 def _source(settings: Settings) -> PackageSource:

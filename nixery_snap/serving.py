@@ -47,7 +47,10 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    if supervisor is not None:
+    if supervisor is None:
+        # Somebody at a terminal who asks twice does not want to wait for builds.
+        loop.add_signal_handler(signal.SIGINT, lambda: os._exit(130) if stop.is_set() else stop.set())
+    else:
         loop.add_reader(supervisor, stop.set)
     limits = settings.limits
     async with open_service(settings) as service:

@@ -74,6 +74,8 @@ class NixSettings(_Section):
     """Seconds until a client is told to come back; the work goes on."""
     eval_timeout: float = Field(default=60, gt=0)
     """Seconds for one evaluation."""
+    builds: PositiveInt = 4
+    """Images whose packages are built or fetched at a time; each may use as many cores as Nix is told."""
     evaluators: PositiveInt = 2
     """Evaluations at a time."""
     options: dict[str, str] = {}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Final
+
+from rapidfuzz import fuzz, process
 
 from nixery_snap.errors import EvaluationFailed, EvaluationTimedOut, NixTooOld, PackageProblem, ProblemKind
 from nixery_snap.nix.attribute_path import AttributePath
@@ -24,7 +26,7 @@ _META_PROBLEMS: Final = (
     (re.compile(r"is marked as insecure|has known vulnerabilit"), ProblemKind.INSECURE),
     (re.compile(r"is not (available|supported) on"), ProblemKind.UNSUPPORTED_SYSTEM),
 )
-_TOO_OLD: Final = re.compile(r"requires Nix (version )?>=? *[\d.]+", re.IGNORECASE)
+_TOO_OLD: Final = re.compile(r"requires (an implementation of Nix|Nix (version )?>)", re.IGNORECASE)
 
 
 class OneShotEvaluator:
@@ -47,33 +49,39 @@ class OneShotEvaluator:
             except _Refused as refused:
                 raise _whole_set_error(refused.message, package_set) from None
             # … or some package: each is asked for by itself, so that it stops no other.
-            answers = [{"status": "failed"}] * len(names)
+            answers = _Answers([{"status": "failed"}] * len(names), {})
         return await asyncio.gather(
             *(
-                self._result(package_set, system, name, answer)
-                for name, answer in zip(names, answers, strict=True)
+                self._result(package_set, system, name, answer, answers.attributes)
+                for name, answer in zip(names, answers.results, strict=True)
             )
         )
 
     async def _result(
-        self, package_set: Path, system: str, name: AttributePath, answer: dict[str, Any]
+        self,
+        package_set: Path,
+        system: str,
+        name: AttributePath,
+        answer: dict[str, Any],
+        attributes: Mapping[str, list[str]],
     ) -> Package | PackageProblem:
         if answer["status"] == "failed":
             try:
-                [answer] = await self._ask(package_set, system, [name], explain=True)
+                explained = await self._ask(package_set, system, [name], explain=True)
             except _Refused as refused:
                 return _failure(name, system, refused.message, package_set)
+            [answer], attributes = explained.results, explained.attributes
         match answer["status"]:
             case "package":
                 return Package.from_json(answer)
             case "missing":
-                return await asyncio.to_thread(_missing, name, answer)
+                return await asyncio.to_thread(_missing, name, answer, attributes)
             case _:
                 return _wrong_kind(name, answer)
 
     async def _ask(
         self, package_set: Path, system: str, names: Sequence[AttributePath], *, explain: bool
-    ) -> list[dict[str, Any]]:
+    ) -> _Answers:
         request = {
             "packageSet": str(package_set),
             "system": system,
@@ -97,8 +105,15 @@ class OneShotEvaluator:
                     raise EvaluationTimedOut(self._timeout_seconds) from None
         if finished.returncode != 0:
             raise _Refused(log.errors[-1] if log.errors else "\n".join(log.plain) or "Nix gave no reason")
-        answers: list[dict[str, Any]] = json.loads(finished.stdout)
-        return answers
+        return _Answers(**json.loads(finished.stdout))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What resolve.nix answers."""
+
+    results: list[dict[str, Any]]
+    attributes: dict[str, list[str]]
 
 
 class _Refused(Exception):
@@ -110,8 +125,9 @@ class _Refused(Exception):
 
 
 def _whole_set_error(message: str, package_set: Path) -> EvaluationFailed | NixTooOld:
-    shown = _public(message, package_set)
-    return NixTooOld(shown) if _TOO_OLD.search(message) else EvaluationFailed(shown)
+    if _TOO_OLD.search(message):
+        return NixTooOld(" ".join(message.split()))
+    return EvaluationFailed(_public(message, package_set))
 
 
 def _failure(name: AttributePath, system: str, message: str, package_set: Path) -> PackageProblem:
@@ -131,11 +147,22 @@ def _failure(name: AttributePath, system: str, message: str, package_set: Path) 
     return PackageProblem(str(name), kind, text)
 
 
-def _missing(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
-    where = f"in {AttributePath(tuple(answer['path']))}" if answer["path"] else "in the package set"
-    by_folded = {attribute.lower(): attribute for attribute in reversed(answer["attributes"])}
-    close = difflib.get_close_matches(answer["name"].lower(), by_folded, _SUGGESTIONS, cutoff=0.7)
-    suggestions = tuple(str(AttributePath((*answer["path"], by_folded[folded]))) for folded in close)
+def _missing(
+    name: AttributePath, answer: dict[str, Any], attributes: Mapping[str, list[str]]
+) -> PackageProblem:
+    """`attributes` has the names of each set in which something is missing, by its path as Nix writes JSON."""
+    path = tuple(answer["path"])
+    where = f"in {AttributePath(path)}" if path else "in the package set"
+    names = attributes[json.dumps(path, separators=(",", ":"), ensure_ascii=False)]
+    close = process.extract(
+        answer["name"].lower(),
+        names,
+        scorer=fuzz.ratio,
+        processor=str.lower,
+        limit=_SUGGESTIONS,
+        score_cutoff=70,
+    )
+    suggestions = tuple(str(AttributePath((*path, match))) for match, _, _ in close)
     message = f"there is no package {answer['name']} {where}"
     return PackageProblem(str(name), ProblemKind.MISSING, message, suggestions)
 
@@ -145,10 +172,10 @@ def _wrong_kind(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
         answer["kind"], answer["kind"]
     )
     message = f"it is a {kind}, not a package"
-    if answer["attributes"]:
-        examples = ", ".join(answer["attributes"][:5])
+    if answer["examples"]:
+        examples = ", ".join(answer["examples"][:5])
         message += f"; name one of its attributes instead, as {name}.NAME; it has {examples}"
-        if len(answer["attributes"]) > 5:
+        if len(answer["examples"]) > 5:
             message += " …"
     return PackageProblem(str(name), ProblemKind.WRONG_KIND, message)
 

@@ -1,19 +1,21 @@
 # Looks packages up in a package set. The only Nix code that this program runs; what a client asked for
 # reaches it as JSON data in `request`:
 #   { packageSet = "/path"; system = "x86_64-linux"; names = [ [ "attr" "path" ] … ]; explain = false; }
-# Answers a list with one result per name, in order; see `one_shot.py` for what becomes of them.
+# Answers { results; attributes; }: one result per name, in order, and for each set in which something was
+# missing the names that it has, by its path as JSON. See `one_shot.py` for what becomes of them.
 # With `explain`, an error is not caught but stops the evaluation, so that Nix prints its message.
 { request }:
 let
   inherit (builtins)
     all attrNames concatMap deepSeq elem elemAt filter fromJSON functionArgs head intersectAttrs isAttrs
     isFunction isInt isList isString length listToAttrs map match replaceStrings stringLength substring
-    tail tryEval typeOf unsafeDiscardStringContext;
+    tail toJSON tryEval typeOf unsafeDiscardStringContext;
 
   query = fromJSON request;
 
   letters = text: map (i: substring i 1 text) (genNumbers (stringLength text));
   genNumbers = n: builtins.genList (i: i) n;
+  take = n: list: map (elemAt list) (genNumbers (if length list < n then length list else n));
   lower = replaceStrings (letters "ABCDEFGHIJKLMNOPQRSTUVWXYZ") (letters "abcdefghijklmnopqrstuvwxyz");
 
   attempt = if query.explain then value: { success = true; inherit value; } else tryEval;
@@ -44,10 +46,10 @@ let
     let tried = attempt value; in
     if !tried.success then { status = "failed"; }
     else if rest == [ ] then describe path parent tried.value
-    else if !isAttrs tried.value then { status = "wrong-kind"; kind = typeOf tried.value; inherit path; attributes = [ ]; }
+    else if !isAttrs tried.value then { status = "wrong-kind"; kind = typeOf tried.value; inherit path; examples = [ ]; }
     else
       let name = find tried.value (head rest); in
-      if name == null then { status = "missing"; inherit path; name = head rest; attributes = attrNames tried.value; }
+      if name == null then { status = "missing"; inherit path; name = head rest; }
       else walk (path ++ [ name ]) tried.value tried.value.${name} (tail rest);
 
   describe = path: parent: value:
@@ -58,7 +60,7 @@ let
     if !kind.success then { status = "failed"; }
     else if kind.value != "derivation" then {
       status = "wrong-kind"; kind = kind.value; inherit path;
-      attributes = if isAttrs value then attrNames value else [ ];
+      examples = if isAttrs value then take 6 (attrNames value) else [ ];
     }
     else if !package.success then { status = "failed"; }
     else { status = "package"; } // package.value;
@@ -86,9 +88,14 @@ let
       priority = orElse 5 (if isInt (meta.priority or null) then meta.priority else 5);
     };
 
-  resolve = name: walk [ ] null packageSet name;
+  results = map (walk [ ] null packageSet) query.names;
+  setAt = builtins.foldl' (set: name: set.${name}) packageSet;
+  attributes = listToAttrs (map (result: {
+    name = toJSON result.path;
+    value = attrNames (setAt result.path);
+  }) (filter (result: result.status == "missing") results));
 in
 assert all isList query.names;
 # Forces the set even for no names: tells a broken set from a broken package.
-if isAttrs packageSet then map resolve query.names
+if isAttrs packageSet then { inherit results attributes; }
 else throw "the package set is a ${typeOf packageSet}, not a set of packages"

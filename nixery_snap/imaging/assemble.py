@@ -60,7 +60,7 @@ class Assembler:
             layers = [await self._mountpoint_layer(resolver, forest, closure)]
             created_by = ["nixery-snap: store paths (mounted by the node) and forest"]
         else:
-            groups = layer_groups(closure, outputs, self._max_layers - 1)
+            groups = await asyncio.to_thread(layer_groups, closure, outputs, self._max_layers - 1)
             packed = await asyncio.gather(
                 *(self._layers.from_store(tuple(closure[path] for path in group.paths)) for group in groups)
             )

@@ -7,7 +7,7 @@ and equal steps that run at the same time are one.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -46,9 +46,17 @@ class Image:
 
     digest: Digest
     pin: Pin
-    resolution: Resolution
-    closure: tuple[tuple[StorePath, int], ...]
-    """Every store path with its nar_size."""
+    record: Mapping[str, Any]
+    """How it came about, as JSON; read when somebody wants to know."""
+
+    @property
+    def resolution(self) -> Resolution:
+        return Resolution.from_json(self.record["resolution"])
+
+    @property
+    def closure(self) -> tuple[tuple[StorePath, int], ...]:
+        """Every store path with its nar_size."""
+        return tuple((StorePath.parse(path), nar_size) for path, nar_size in self.record["closure"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +121,7 @@ class Pipeline:
 
     async def _image(self, key: str, request: ImageRequest, pin: Pin, progress: Progress) -> Image:
         if record := await self._steps.records.get("image", key):
-            image = _image_from_json(record, pin)
+            image = Image(Digest.parse(record["manifest"]), pin, record)
             if await self._steps.blobs.has(image.digest):
                 return image
         resolution = await self._resolve(request, pin, progress)
@@ -127,10 +135,13 @@ class Pipeline:
             manifest = await self._steps.assembler.assemble(request, pin, resolution, closure)
             digest = await self._steps.blobs.put(bytes(manifest))
             facts |= {"digest": str(digest), "layers": len(manifest.layers)}
-        sizes = tuple((path, info.nar_size) for path, info in closure.items())
-        image = Image(digest, pin, resolution, sizes)
-        await self._steps.records.put("image", key, _image_to_json(image))
-        return image
+        record = {
+            "manifest": str(digest),
+            "resolution": resolution.to_json(),
+            "closure": [[str(path), info.nar_size] for path, info in closure.items()],
+        }
+        await self._steps.records.put("image", key, record)
+        return Image(digest, pin, record)
 
     async def _resolve(self, request: ImageRequest, pin: Pin, progress: Progress) -> Resolution:
         """Both formats of an image share one evaluation."""
@@ -163,20 +174,3 @@ def _timed(event: str, **facts: Any) -> Iterator[dict[str, Any]]:
     begun = time.perf_counter()
     yield facts
     log.info(event, seconds=round(time.perf_counter() - begun, 4), **facts)
-
-
-def _image_to_json(image: Image) -> dict[str, Any]:
-    return {
-        "manifest": str(image.digest),
-        "resolution": image.resolution.to_json(),
-        "closure": [[str(path), nar_size] for path, nar_size in image.closure],
-    }
-
-
-def _image_from_json(value: Any, pin: Pin) -> Image:
-    return Image(
-        Digest.parse(value["manifest"]),
-        pin,
-        Resolution.from_json(value["resolution"]),
-        tuple((StorePath.parse(path), nar_size) for path, nar_size in value["closure"]),
-    )

@@ -40,14 +40,6 @@ class StoreDatabase:
     def __init__(self, database: Path) -> None:
         self._url = f"file:{str(database).replace('?', '%3f').replace('#', '%23')}?mode=ro"
 
-    def readable(self) -> bool:
-        """Whether this process may read the database; one that a daemon guards may be closed to it."""
-        try:
-            self._query(())
-        except StorageError:
-            return False
-        return True
-
     async def path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]:
         return await asyncio.to_thread(self._query, paths)
 

@@ -7,12 +7,16 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
+import structlog
+
 from nixery_snap.errors import InvalidFormat, StorageError
 from nixery_snap.nix import base32
 from nixery_snap.nix.log_events import LogReader
 from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix.store_path import StorePath
-from nixery_snap.ports import NixRunner
+from nixery_snap.ports import NixRunner, PathInfoSource
+
+log = structlog.get_logger()
 
 _PATHS_PER_CALL: Final = 500  # far below the kernel's limit for arguments
 
@@ -50,6 +54,25 @@ class NixPathInfos:
             ]
         except (ValueError, KeyError, TypeError, AttributeError, InvalidFormat) as error:
             raise StorageError(f"nix path-info answered in an unknown form: {error!r}") from error
+
+
+class LocalPathInfos:
+    """Implements the port PathInfoSource: the database where it can be read, else `nix path-info`.
+
+    That changes while the program runs: with SQLite's write-ahead log, who may not write can read only while
+    some other process has the database open. So each question tries anew.
+    """
+
+    def __init__(self, database: PathInfoSource, command: PathInfoSource) -> None:
+        self._database = database
+        self._command = command
+
+    async def path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]:
+        try:
+            return await self._database.path_infos(paths)
+        except StorageError as error:
+            log.debug("store-database-closed", reason=str(error))
+            return await self._command.path_infos(paths)
 
 
 def _by_path(answer: Any) -> Iterable[tuple[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -19,10 +20,14 @@ class NixRealiser:
     """Implements the port Realiser.
 
     `gc_roots` is the directory for the links that keep an image's paths from the garbage collector;
-    `store_uri` is shown in the command by which an operator sees a whole log.
+    `store_uri` is shown in the command by which an operator sees a whole log. At most `builds` images are
+    realised at a time; `timeout_seconds` counts from when one's turn has come.
     """
 
-    def __init__(self, nix: NixRunner, gc_roots: Path, store_uri: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, nix: NixRunner, gc_roots: Path, store_uri: str, timeout_seconds: float, builds: int
+    ) -> None:
+        self._builds = asyncio.Semaphore(builds)
         self._nix = nix
         self._gc_roots = gc_roots
         self._store_uri = store_uri
@@ -42,12 +47,13 @@ class NixRealiser:
 
         targets = sorted(f"{package.drv_path}!{','.join(package.outputs)}" for package in packages)
         try:
-            finished = await self._nix.run(
-                "nix-store",
-                *("--realise", *targets, "--add-root", str(self._gc_roots / key), "--indirect"),
-                timeout_seconds=self._timeout_seconds,
-                on_stderr=feed,
-            )
+            async with self._builds:
+                finished = await self._nix.run(
+                    "nix-store",
+                    *("--realise", *targets, "--add-root", str(self._gc_roots / key), "--indirect"),
+                    timeout_seconds=self._timeout_seconds,
+                    on_stderr=feed,
+                )
         except TimeoutError:
             raise RealisationTimedOut(self._timeout_seconds) from None
         if finished.returncode != 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,11 @@ class Blobs:
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Stop what is being written: a thread cannot be cancelled, but its next write fails."""
+        self._closed.set()
 
     async def put(self, content: bytes) -> Digest:
         digest = Digest.of(content)
@@ -45,7 +51,7 @@ class Blobs:
     @contextmanager
     def writer(self) -> Iterator[Writer]:
         with self._store.stage() as staged:
-            yield Writer(staged)
+            yield Writer(staged, self._closed)
 
     def read(self, digest: Digest, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         try:
@@ -57,8 +63,9 @@ class Blobs:
 class Writer:
     """Implements the port BlobWriter."""
 
-    def __init__(self, staged: Staged) -> None:
+    def __init__(self, staged: Staged, closed: threading.Event) -> None:
         self._staged = staged
+        self._closed = closed
         self._hash = hashlib.sha256()
         self._size_bytes = 0
 
@@ -67,6 +74,8 @@ class Writer:
         return self._size_bytes
 
     def write(self, chunk: bytes) -> None:
+        if self._closed.is_set():
+            raise StorageError("the program is ending")
         self._staged.write(chunk)
         self._hash.update(chunk)
         self._size_bytes += len(chunk)

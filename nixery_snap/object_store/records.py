@@ -14,37 +14,40 @@ from nixery_snap.oci import canonical_json
 
 log = structlog.get_logger()
 
+_OBJECTS_PER_TEXT = 5  # about what parsed JSON takes against its text
+
 
 class StoredRecords:
-    """Implements the port Records. `memory_bytes` bounds the JSON text kept in memory."""
+    """Implements the port Records. `memory_bytes` bounds, roughly, what is kept in memory."""
 
     def __init__(self, store: ObjectStore, memory_bytes: int) -> None:
         self._store = store
-        self._memory: LRUCache[str, bytes] = LRUCache(memory_bytes, getsizeof=len)
+        self._memory: LRUCache[str, tuple[Any, int]] = LRUCache(memory_bytes, getsizeof=lambda item: item[1])
 
     async def get(self, kind: str, key: str) -> Any | None:
         name = keys.record(kind, key)
-        content = self._memory.get(name)
+        if known := self._memory.get(name):
+            return known[0]
+        content = await self._store.get(name)
         if content is None:
-            content = await self._store.get(name)
-            if content is None:
-                return None
-            self._remember(name, content)
+            return None
         try:
-            return json.loads(content)
+            value = json.loads(content)
         except ValueError:
             # Only a machine that lost power can leave this. It would stay for ever, as records are
             # never overwritten, so it makes room for a new one.
             log.warning("record-damaged", record=name)
-            self._memory.pop(name, None)
             await self._store.delete(name)
             return None
+        self._remember(name, value, len(content))
+        return value
 
     async def put(self, kind: str, key: str, value: Any) -> None:
         name, content = keys.record(kind, key), canonical_json.encode(value)
         if await self._store.put_if_absent(name, content):
-            self._remember(name, content)
+            self._remember(name, value, len(content))
 
-    def _remember(self, name: str, content: bytes) -> None:
-        if len(content) <= self._memory.maxsize:
-            self._memory[name] = content
+    def _remember(self, name: str, value: Any, text_bytes: int) -> None:
+        weight = text_bytes * _OBJECTS_PER_TEXT
+        if weight <= self._memory.maxsize:
+            self._memory[name] = value, weight

@@ -24,7 +24,7 @@ from aiohttp.http import HttpVersion11
 from nixery_snap.registry.errors import oci_error
 
 MAX_HEAD_BYTES: Final = 2048
-MAX_BODY_BYTES: Final = 64 * 1024
+MAX_BODY_BYTES: Final = 1024 * 1024
 _OVERHEAD_BYTES: Final = 512  # objects around an entry, roughly
 
 # Headers after which a request is more than its head, or the connection is not kept.

@@ -169,19 +169,6 @@ def test_what_is_not_http(registry: Registry, sent: bytes) -> None:
     assert_alive(registry)
 
 
-def test_connections_that_say_nothing_or_half(registry: Registry) -> None:
-    """Many of them keep nobody else waiting."""
-    idle = [socket.create_connection(("127.0.0.1", registry.port)) for _ in range(200)]
-    try:
-        for connection in idle[::2]:
-            connection.sendall(b"GET /v2/ HTTP/1.1\r\nHo")
-        assert_alive(registry)
-    finally:
-        for connection in idle:
-            connection.close()
-    assert_alive(registry)
-
-
 async def test_nonsense_on_one_connection_does_not_harm_the_next_request(registry: Registry) -> None:
     base = f"http://{registry.host}"
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:

@@ -17,10 +17,11 @@ def image(registry: Registry) -> Image:
     return registry.pull(NAME)
 
 
-@pytest.fixture(scope="module")
-def layer(image: Image) -> tuple[str, bytes]:
-    """Digest and bytes of the largest blob."""
-    return max(image.blobs.items(), key=lambda item: len(item[1]))
+@pytest.fixture(scope="module", params=["largest", "smallest"])
+def layer(image: Image, request: pytest.FixtureRequest) -> tuple[str, bytes]:
+    """Digest and bytes of a blob: big ones are served from their files, small ones from memory."""
+    by_size = sorted(image.blobs.items(), key=lambda item: len(item[1]))
+    return by_size[-1 if request.param == "largest" else 0]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -1,8 +1,11 @@
 """What cannot be had says why, through the mouths of the clients that people use."""
 
+import shlex
+
 import pytest
 
 from tests.integration.need import need
+from tests.integration.nixtools import ChrootStore
 from tests.integration.processes import output_of, run
 from tests.integration.runtimes.docker import Docker
 from tests.integration.server import Registry
@@ -79,6 +82,22 @@ def test_the_log_is_cut_to_its_end(registry: Registry) -> None:
     assert "475" not in lines
     assert "nix" in message
     assert "log" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["failsverbose", "dependsonfailure", "failsnooutput", "badhash", "needsarmbuilder"]
+)
+def test_the_command_for_the_whole_log_works(
+    registry: Registry, prepared_store: ChrootStore, name: str
+) -> None:
+    """Where there is a log; where nothing ran there is none, and none is promised."""
+    message = registry.manifest(name).error["message"]
+    commands = [line for line in message.splitlines() if "--read-log" in line]
+    assert len(commands) == (0 if name == "needsarmbuilder" else 1)
+    for line in commands:
+        command = line[line.index("nix-store ") :]
+        log = run(*shlex.split(command), env=prepared_store.env).stdout
+        assert name != "failsverbose" or log.split() == [str(number) for number in range(1, 501)]
 
 
 def test_failures_tell_no_secrets_and_are_never_the_servers_fault(registry: Registry) -> None:

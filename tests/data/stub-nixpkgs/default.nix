@@ -8,6 +8,7 @@ let
     "click"
     "hatchling"
     "inotify-simple"
+    "rapidfuzz"
     "networkx"
     "obstore"
     "pydantic"
