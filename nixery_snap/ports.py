@@ -92,7 +92,8 @@ class Records(Protocol):
 
     async def get(self, kind: str, key: str) -> Any | None: ...
 
-    async def put(self, kind: str, key: str, value: Any) -> None: ...
+    async def put(self, kind: str, key: str, value: Any) -> Any:
+        """What is recorded now: `value`, or what another process recorded first."""
 
 
 # --- package sources --------------------------------------------------------------------------------

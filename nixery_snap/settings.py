@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from nixery_snap.errors import InvalidFormat, SettingsError
+from nixery_snap.errors import InvalidFormat, InvalidName, SettingsError
 from nixery_snap.imaging.layering import DEFAULT_MAX_LAYERS
 from nixery_snap.imaging.request import ARCHITECTURES, ImageFormat
 from nixery_snap.nix.attribute_path import AttributePath
@@ -51,7 +51,11 @@ def _listen(text: str) -> str:
 
 
 def _meta_name(name: str) -> str:
-    if "/" in check_name(name) or name in {*ARCHITECTURES, *ImageFormat}:
+    try:
+        check_name(name)
+    except InvalidName as error:
+        raise ValueError(str(error)) from None
+    if "/" in name or name in {*ARCHITECTURES, *ImageFormat}:
         raise ValueError(f"{name!r} cannot name a meta-package: it has a meaning already")
     return name
 
@@ -85,7 +89,7 @@ class NixSettings(_Section):
 class LimitSettings(_Section):
     max_layers: int = Field(default=DEFAULT_MAX_LAYERS, ge=2, le=125)
     """Layers of a classic image, its forest's layer included."""
-    failure_ttl: float = Field(default=10, ge=0)
+    failure_ttl: float = Field(default=30, ge=0)
     """Seconds for which a failure is answered again without another attempt."""
     memory_cache: int = Field(default=64 * 1024 * 1024, ge=0)
     """Bytes of manifests and small blobs, and again of records, that are kept in memory."""
@@ -127,11 +131,13 @@ class Settings(_Section):
 
     @property
     def storage_url(self) -> str:
-        return self.storage or f"file://{_directory('/var/lib', 'XDG_STATE_HOME', '.local/state')}"
+        return self.storage or _directory("/var/lib", "XDG_STATE_HOME", ".local/state").as_uri()
 
     @property
     def cache_path(self) -> Path:
-        return Path(self.cache_directory or _directory("/var/cache", "XDG_CACHE_HOME", ".cache")).absolute()
+        if self.cache_directory:
+            return Path(self.cache_directory).absolute()
+        return _directory("/var/cache", "XDG_CACHE_HOME", ".cache")
 
     @property
     def all_meta_packages(self) -> dict[str, tuple[AttributePath, ...]]:
@@ -189,8 +195,8 @@ def _from_text(path: list[str], text: str) -> Any:
         return text  # the check of the whole says what is wrong with it
 
 
-def _directory(system: str, variable: str, default: str) -> str:
+def _directory(system: str, variable: str, default: str) -> Path:
     """The program's directory below the system's for root, else below the user's (XDG base directories)."""
     if os.geteuid() == 0:
-        return f"{system}/nixery-snap"
-    return f"{os.environ.get(variable) or Path.home() / default}/nixery-snap"
+        return Path(system, "nixery-snap")
+    return Path(os.environ.get(variable) or Path.home() / default, "nixery-snap").absolute()

@@ -19,13 +19,19 @@ from nixery_snap.nix.log_events import LogReader
 from nixery_snap.ports import NixRunner, Package
 
 _SUGGESTIONS: Final = 3
-# What nixpkgs' check-meta and its wrappers say (pkgs/stdenv/generic/check-meta.nix); stable for a decade.
+# What nixpkgs' check-meta says (pkgs/stdenv/generic/check-meta.nix): one wording for a decade, then a list of
+# problems (RFC 127).
 _META_PROBLEMS: Final = (
     (re.compile(r"has an unfree license|has a blocklisted license"), ProblemKind.UNFREE),
-    (re.compile(r"is marked as broken"), ProblemKind.BROKEN),
-    (re.compile(r"is marked as insecure|has known vulnerabilit"), ProblemKind.INSECURE),
+    (re.compile(r"is marked as broken|^\s*- broken: ", re.MULTILINE), ProblemKind.BROKEN),
+    (
+        re.compile(r"is marked as insecure|has known vulnerabilit|^\s*- insecure: ", re.MULTILINE),
+        ProblemKind.INSECURE,
+    ),
     (re.compile(r"is not (available|supported) on"), ProblemKind.UNSUPPORTED_SYSTEM),
 )
+_ADVICE: Final = re.compile(r"\n\n|\n\s*(?:To allow|See also|a\) To )")
+_MESSAGE_LENGTH: Final = 1000
 _TOO_OLD: Final = re.compile(r"requires (an implementation of Nix|Nix (version )?>)", re.IGNORECASE)
 
 
@@ -126,7 +132,7 @@ class _Refused(Exception):
 
 def _whole_set_error(message: str, package_set: Path) -> EvaluationFailed | NixTooOld:
     if _TOO_OLD.search(message):
-        return NixTooOld(" ".join(message.split()))
+        return NixTooOld(" ".join(message.split())[:_MESSAGE_LENGTH])
     return EvaluationFailed(_public(message, package_set))
 
 
@@ -171,7 +177,7 @@ def _wrong_kind(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
     kind = {"lambda": "function", "int": "number", "float": "number", "bool": "boolean"}.get(
         answer["kind"], answer["kind"]
     )
-    message = f"it is a {kind}, not a package"
+    message = f"{AttributePath(tuple(answer['path']))} is a {kind}, not a package"
     if answer["examples"]:
         examples = ", ".join(answer["examples"][:5])
         message += f"; name one of its attributes instead, as {name}.NAME; it has {examples}"
@@ -181,8 +187,8 @@ def _wrong_kind(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
 
 
 def _public(message: str, package_set: Path) -> str:
-    """The first paragraph of Nix's message, with paths of the server's disk shortened to the source's."""
-    paragraph = message.split("\n\n", 1)[0].strip()
+    """What Nix's message says, without what its reader cannot do and without paths of the server's disk."""
+    paragraph = _ADVICE.split(message.strip(), maxsplit=1)[0].strip()[:_MESSAGE_LENGTH]
     return paragraph.replace(str(package_set), "<source>").replace(
         str(package_set.parent), "<outside the source>"
     )

@@ -9,7 +9,7 @@ let
   inherit (builtins)
     all attrNames concatMap deepSeq elem elemAt filter fromJSON functionArgs head intersectAttrs isAttrs
     isFunction isInt isList isString length listToAttrs map match replaceStrings stringLength substring
-    tail toJSON tryEval typeOf unsafeDiscardStringContext;
+    tail toJSON toXML tryEval typeOf unsafeDiscardStringContext;
 
   query = fromJSON request;
 
@@ -25,8 +25,10 @@ let
   arguments = { inherit (query) system; config = { }; overlays = [ ]; };
   call = value:
     if !isFunction value then value
-    else let formals = functionArgs value;
-         in value (if formals == { } then arguments else intersectAttrs formals arguments);
+    else let formals = functionArgs value; xml = toXML value;
+         # `arguments: …` and `{ }: …` both have no formals; only the first takes what it is given.
+         in value (if formals == { } && replaceStrings [ "<attrspat" ] [ "" ] xml == xml then arguments
+                   else intersectAttrs formals arguments);
   packageSet = call (import (/. + query.packageSet));
 
   isDerivation = value: isAttrs value && value.type or null == "derivation";
@@ -73,18 +75,28 @@ let
       installed =
         if isDerivation parent && elem last (parent.outputs or [ ]) then [ last ]
         else if value.outputSpecified or false then [ value.outputName ]
-        else orElse [ (value.outputName or "out") ] (meta.outputsToInstall or [ (value.outputName or "out") ]);
-      licenses = let declared = meta.license or [ ]; in if isList declared then declared else [ declared ];
+        else let
+          declared = orElse [ ] (meta.outputsToInstall or [ ]);
+          known = filter (output: elem output (value.outputs or [ "out" ])) (if isList declared then declared else [ ]);
+        in if known != [ ] then known else [ (value.outputName or "out") ];
+      # One license, a list of them, or an expression over several.
+      spdxIds = license:
+        if isList license then concatMap spdxIds license
+        else if !isAttrs license then [ ]
+        else if isString (license.spdxId or null) then [ license.spdxId ]
+        else spdxIds (license.licenses or [ ]);
+      program = meta.mainProgram or null;
     in {
       attribute = path;
-      name = value.name;
+      name = unsafeDiscardStringContext (toString value.name);
       drvPath = unsafeDiscardStringContext value.drvPath;
       outputs = listToAttrs (map (output: {
         name = output;
         value = unsafeDiscardStringContext "${if isDerivation parent && elem last (parent.outputs or [ ]) then value.outPath else value.${output}.outPath}";
       }) installed);
-      mainProgram = orElse null (if isString (meta.mainProgram or null) then meta.mainProgram else null);
-      licenses = orElse [ ] (concatMap (l: if isAttrs l && isString (l.spdxId or null) then [ l.spdxId ] else [ ]) licenses);
+      mainProgram = orElse null (
+        if isString program && match "[^/[:cntrl:]]+" program != null then unsafeDiscardStringContext program else null);
+      licenses = orElse [ ] (spdxIds (meta.license or [ ]));
       priority = orElse 5 (if isInt (meta.priority or null) then meta.priority else 5);
     };
 

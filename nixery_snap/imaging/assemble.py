@@ -133,9 +133,9 @@ async def _resolves(resolver: Resolver, forest: Folder, path: str) -> bool:
 def _cmd(request: ImageRequest, requested: Sequence[Package]) -> tuple[str, ...]:
     if request.shell:
         return ("bash",)
-    if len(requested) == 1 and requested[0].main_program:
-        return (requested[0].main_program,)
-    return ()
+    programs = {package.drv_path: package.main_program for package in requested}
+    program = next(iter(programs.values()))
+    return (program,) if len(programs) == 1 and program else ()
 
 
 def _annotations(request: ImageRequest, pin: Pin, packages: Sequence[Package]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nixery_snap.imaging.resolver import Resolver
-from nixery_snap.nix.file_tree import Directory, Node
+from nixery_snap.nix.file_tree import Directory
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.oci.tar import TarEntry
 
@@ -69,12 +69,12 @@ class Conflict:
 async def build_forest(resolver: Resolver, outputs: Sequence[StorePath]) -> tuple[Folder, list[Conflict]]:
     """The union of the trees of `outputs`, the first of them winning conflicts."""
     conflicts: list[Conflict] = []
-    sources: list[tuple[str, Node]] = []
+    sources: dict[str, Directory] = {}
     for output in outputs:
         found = await resolver.follow(str(output))
-        if found is not None and isinstance(found[1], Directory) and found not in sources:
-            sources.append(found)
-    forest = await _merge(resolver, "", sources, conflicts)
+        if found is not None and isinstance(found[1], Directory):
+            sources.setdefault(found[0], found[1])
+    forest = await _merge(resolver, "", list(sources.items()), frozenset(), conflicts)
     # The image's own ground: a package must not shadow where the store is.
     forest.children.pop("nix", None)
     return forest, conflicts
@@ -109,33 +109,41 @@ def forest_entries(folder: Folder, prefix: bytes = b"") -> Iterator[tuple[TarEnt
 
 
 async def _merge(
-    resolver: Resolver, path: str, sources: Sequence[tuple[str, Node]], conflicts: list[Conflict]
+    resolver: Resolver,
+    path: str,
+    sources: Sequence[tuple[str, Directory]],
+    above: frozenset[str],
+    conflicts: list[Conflict],
 ) -> Folder:
-    """Merge directories, given as (real path, node), all of which stand at `path` in the image."""
+    """Merge directories, given as (real path, node), all of which stand at `path` in the image.
+
+    `above` are the real paths of directories that are being merged further up: a link back to one of them, such
+    as ncurses' `include/ncurses -> .`, has no end and stays a link.
+    """
     folder = Folder()
     first_level = not path
-    names = {name for _, node in sources if isinstance(node, Directory) for name in node.entries}
-    for name in sorted(names):
-        owners = [real for real, node in sources if isinstance(node, Directory) and name in node.entries]
+    above |= {real for real, _ in sources}
+    for name in sorted({name for _, node in sources for name in node.entries}):
+        owners = [real for real, node in sources if name in node.entries]
         target = f"{owners[0]}/{name}"
         if len(owners) == 1 and not first_level:
             folder.children[name] = Link(target)
             continue
         here = f"{path}/{name}"
-        found = [(owner, await resolver.follow(f"{owner}/{name}")) for owner in owners]
-        directories = [
-            (owner, hit) for owner, hit in found if hit is not None and isinstance(hit[1], Directory)
-        ]
-        if not directories or directories[0][0] != owners[0]:
+        directories: dict[str, tuple[str, Directory]] = {}
+        for owner in owners:
+            found = await resolver.follow(f"{owner}/{name}")
+            if found is not None and isinstance(found[1], Directory) and found[0] not in above:
+                directories[owner] = found[0], found[1]
+        if owners[0] not in directories:
             losers = owners[1:]
             folder.children[name] = Link(target)
         else:
-            members = {owner for owner, _ in directories}
-            losers = [owner for owner in owners if owner not in members]
-            distinct = list(dict(hit for _, hit in directories).items())
+            losers = [owner for owner in owners if owner not in directories]
+            distinct = list(dict(directories.values()).items())
             if len(distinct) == 1 and not first_level:
                 folder.children[name] = Link(target)
             else:
-                folder.children[name] = await _merge(resolver, here, distinct, conflicts)
+                folder.children[name] = await _merge(resolver, here, distinct, above, conflicts)
         conflicts.extend(Conflict(here, target, f"{loser}/{name}") for loser in losers)
     return folder

@@ -97,8 +97,7 @@ class LayerMaker:
         for info in infos:
             if info.path in packed:
                 await self._records.put("member", _member_key(info), packed[info.path].to_json())
-        await self._records.put("layer", recipe, layer.to_json())
-        return layer
+        return Layer.from_json(await self._records.put("layer", recipe, layer.to_json()))
 
     async def _member(self, info: PathInfo) -> Member | None:
         record = await self._records.get("member", _member_key(info))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
+from cachetools import LRUCache
 
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.coalesce import Coalescer
@@ -85,6 +86,9 @@ class Pipeline:
         self._steps = steps
         self._base_packages = frozenset(base_packages)
         self._max_layers = max_layers
+        self._pins: Coalescer[Pin] = Coalescer()
+        # Images whose manifest has been seen in the store by this process.
+        self._present: LRUCache[str, bool] = LRUCache(4096)
         self._images: Coalescer[Image] = Coalescer(failure_ttl_seconds)
         self._resolutions: Coalescer[Resolution] = Coalescer()
 
@@ -102,10 +106,17 @@ class Pipeline:
 
         Raises StillWorking after `wait_seconds`, while the work goes on; else what the steps raise.
         """
-        with _timed("pinned", tag=request.tag):
-            pin = await self._steps.source.pin(request.tag)
+        pin = self._steps.source.current(request.tag) or await self._pins.run(
+            request.tag, lambda: self._pin(request.tag), wait_seconds
+        )
         key = self._key(request, pin)
         return await self._images.run(key, lambda: self._image(key, request, pin, progress), wait_seconds)
+
+    async def _pin(self, tag: str) -> Pin:
+        with _timed("pinned", tag=tag) as facts:
+            pin = await self._steps.source.pin(tag)
+            facts["revision"] = pin.revision
+        return pin
 
     async def drain(self, timeout_seconds: float) -> int:
         """Let running work finish; returns how many images were given up."""
@@ -122,7 +133,8 @@ class Pipeline:
     async def _image(self, key: str, request: ImageRequest, pin: Pin, progress: Progress) -> Image:
         if record := await self._steps.records.get("image", key):
             image = Image(Digest.parse(record["manifest"]), pin, record)
-            if await self._steps.blobs.has(image.digest):
+            if key in self._present or await self._steps.blobs.has(image.digest):
+                self._present[key] = True
                 return image
         resolution = await self._resolve(request, pin, progress)
         with _timed("realised", packages=len(resolution.packages)):
@@ -140,8 +152,9 @@ class Pipeline:
             "resolution": resolution.to_json(),
             "closure": [[str(path), info.nar_size] for path, info in closure.items()],
         }
-        await self._steps.records.put("image", key, record)
-        return Image(digest, pin, record)
+        # A build need not be reproducible: whichever replica records its image first, all serve that one.
+        record = await self._steps.records.put("image", key, record)
+        return Image(Digest.parse(record["manifest"]), pin, record)
 
     async def _resolve(self, request: ImageRequest, pin: Pin, progress: Progress) -> Resolution:
         """Both formats of an image share one evaluation."""

@@ -38,6 +38,8 @@ class Resolver:
         links = 0
         while pending:
             part = pending.pop()
+            if walked and not isinstance(walked[-1][1], Directory):
+                return None  # the kernel's ENOTDIR, also for `file/`, `file/.` and `file/..`
             if part in {"", "."}:
                 continue
             if part == "..":
@@ -66,8 +68,8 @@ class Resolver:
         if depth == len(_STORE_PARTS):
             located = store_path_of(f"{STORE_DIR}/{name}")
             return await self._tree(located[0]) if located and located[0] in self._closure else None
-        parent = walked[-1][1]
-        return parent.entries.get(name) if isinstance(parent, Directory) else None
+        directory = walked[-1][1]
+        return directory.entries.get(name) if isinstance(directory, Directory) else None
 
     async def _tree(self, path: StorePath) -> Node:
         if path not in self._trees:

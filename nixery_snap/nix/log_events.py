@@ -18,6 +18,7 @@ _COPY_PATH, _BUILD = 100, 105
 _BUILD_LOG_LINE: Final = 101
 _MAX_PLAIN_LINES: Final = 200
 _MAX_LINE: Final = 1000  # characters; builders can print anything
+_MAX_MESSAGE: Final = 20_000
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class LogReader:
             return None
         try:
             return self._event(json.loads(line[len(_PREFIX) :]))
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             self.plain.append(_clean(line.decode(errors="replace")))
             return None
 
@@ -58,11 +59,11 @@ class LogReader:
                 if building := self._activities.get(event["id"]):
                     self.build_logs[building].append(_clean(str(event["fields"][0])))
             case "msg" if event["level"] == _ERROR_LEVEL and "raw_msg" in event:
-                self.errors.append(_clean(event["raw_msg"]))
+                self.errors.append(_clean(event["raw_msg"], _MAX_MESSAGE))
         return None
 
 
-def _clean(text: str) -> str:
+def _clean(text: str, length: int = _MAX_LINE) -> str:
     """Without colours and other control characters: it ends up in terminals and JSON."""
-    text = _ANSI.sub("", text[: 10 * _MAX_LINE]).expandtabs()
-    return "".join(letter for letter in text if letter.isprintable() or letter == "\n")[:_MAX_LINE].rstrip()
+    text = _ANSI.sub("", text[: 2 * length]).replace("\t", "    ")
+    return "".join(letter for letter in text if letter.isprintable() or letter == "\n")[:length].rstrip()

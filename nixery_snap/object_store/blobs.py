@@ -7,11 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import structlog
+
 from nixery_snap.errors import BlobNotFound, StorageError
 from nixery_snap.object_store import keys
 from nixery_snap.object_store.store import ObjectStore, Staged
 from nixery_snap.oci.digest import Digest
 from nixery_snap.ports import Location
+
+log = structlog.get_logger()
 
 
 class Blobs:
@@ -34,9 +38,12 @@ class Blobs:
         content = await self._store.get(keys.blob(digest))
         if content is None:
             raise BlobNotFound(str(digest))
-        # Small, and read once: a disk that lies is found out here rather than by a client.
+        # Small, and read once: a disk that lies is found out here rather than by a client. Without the blob,
+        # the image is assembled again.
         if digest.algorithm != "sha256" or Digest.of(content) != digest:
-            raise StorageError(f"the blob {digest} is damaged in the object store")
+            log.warning("blob-damaged", digest=str(digest))
+            await self._store.delete(keys.blob(digest))
+            raise BlobNotFound(str(digest))
         return content
 
     async def locate(self, digest: Digest) -> Location:

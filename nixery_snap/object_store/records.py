@@ -42,10 +42,12 @@ class StoredRecords:
         self._remember(name, value, len(content))
         return value
 
-    async def put(self, kind: str, key: str, value: Any) -> None:
+    async def put(self, kind: str, key: str, value: Any) -> Any:
         name, content = keys.record(kind, key), canonical_json.encode(value)
         if await self._store.put_if_absent(name, content):
             self._remember(name, value, len(content))
+            return value
+        return await self.get(kind, key) or value
 
     def _remember(self, name: str, value: Any, text_bytes: int) -> None:
         weight = text_bytes * _OBJECTS_PER_TEXT

@@ -32,14 +32,16 @@ class ObjectStore:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self.url = url
         self.root: Path | None = None
         self._store: LocalStore | MemoryStore
         if parts.scheme == "memory":
             self._store = MemoryStore()
             return
-        if parts.scheme != "file" or parts.netloc or not parts.path.startswith("/"):
-            raise SettingsError("storage", f"{url!r} is not file:///DIRECTORY or memory://")
+        known = parts.scheme == "file" and parts.path.startswith("/")
+        if not known or parts.netloc or parts.query or parts.fragment:
+            raise SettingsError(
+                "storage", f"{url!r} is not file:///DIRECTORY or memory://; a ? or # in a name is %3F or %23"
+            )
         self.root = Path(unquote(parts.path))
         try:
             self._staging = self.root / keys.STAGING
@@ -150,8 +152,11 @@ class Staged:
 
     def publish(self, key: str) -> None:
         """Make it visible under `key`, all at once; nothing may be written afterwards."""
-        self._file.close()
-        self._store.publish(self._path, key)
+        with _translated(key):
+            self._file.flush()
+            os.fsync(self._file.fileno())  # a name must not outlive a power failure that its content does not
+            self._file.close()
+            self._store.publish(self._path, key)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ class Registry:
     grammar: NameGrammar
     wait_seconds: float
     memory: LRUCache[str, tuple[str, bytes]]
+    docker_digests: LRUCache[Digest, Digest] = field(default_factory=lambda: LRUCache(4096))
     draining: bool = field(default=False)
 
 

@@ -66,7 +66,6 @@ class HotAnswers:
         self._omit = omit | {"date"}
         self._date = b""
         self._date_until = 0.0
-        self.hits = 0
 
     def find(self, head: bytes, now: float) -> bytes | None:
         """The whole answer to exactly this head, if there is one and it still holds. `now`: loop time."""
@@ -81,7 +80,6 @@ class HotAnswers:
         if answer.rendered_date is not self._date:
             answer.rendered = b"".join((answer.before_date, self._date, answer.after_date))
             answer.rendered_date = self._date
-        self.hits += 1
         return answer.rendered
 
     def remember(self, head: bytes, request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -31,8 +31,7 @@ async def get_manifest(request: web.Request) -> web.Response:
     digest = image.digest
     # Docker's older manifests cannot carry annotations on layers, so a snapshotter image has none.
     if asked.format is ImageFormat.CLASSIC and wants_docker(", ".join(request.headers.getall("Accept", []))):
-        manifest = Manifest.parse((await _by_digest(registry, digest))[2])
-        digest = await registry.blobs.put(bytes(manifest.to_docker()))
+        digest = await _docker_digest(registry, digest)
     response = _response(request, *await _by_digest(registry, digest))
     response.headers["Cache-Control"] = "no-cache"  # a tag moves
     response.headers[REVISION_HEADER] = image.pin.revision
@@ -40,6 +39,14 @@ async def get_manifest(request: web.Request) -> web.Response:
     source, pin = registry.pipeline.source, image.pin
     response[HOT] = lambda: source.current(reference) == pin
     return response
+
+
+async def _docker_digest(registry: Registry, digest: Digest) -> Digest:
+    """The same image with a manifest in Docker's media types, stored as well."""
+    if digest not in registry.docker_digests:
+        manifest = Manifest.parse((await _by_digest(registry, digest))[2])
+        registry.docker_digests[digest] = await registry.blobs.put(bytes(manifest.to_docker()))
+    return registry.docker_digests[digest]
 
 
 async def _by_digest(registry: Registry, digest: Digest) -> tuple[Digest, str, bytes]:

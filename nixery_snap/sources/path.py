@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +33,7 @@ _HEAD_TAG: Final = "latest"
 _REVISION: Final = re.compile(r"[0-9a-f]{64}")
 _IGNORED: Final = frozenset({".git"})
 _KEPT_CHECKOUTS: Final = 8
+_STALE_SECONDS: Final = 24 * 3600
 _ATTEMPTS: Final = 5
 _RACY_NANOSECONDS: Final = 2_000_000_000
 
@@ -92,7 +93,7 @@ class PathSource:
             try:
                 directories = _directories(_walk(self._directory))
                 watch = self._watch_directories(directories)
-                files = list(_walk(self._directory))
+                files = list(_walk(self._directory, ignored=self._warn))
                 if _directories(files) != directories:
                     continue  # one that came meanwhile is not watched
                 revision = self._fingerprint(self._directory, files)
@@ -108,6 +109,9 @@ class PathSource:
                 if watch is not None:
                     watch.close()
         raise SourceError(f"{self.name} keeps changing while it is read; pull again when the edit is done")
+
+    def _warn(self, link: str) -> None:
+        log.warning("source-link-ignored", source=self.name, link=link, reason="it leaves the directory")
 
     def _watch_directories(self, directories: list[str]) -> DirectoryWatch | None:
         try:
@@ -160,7 +164,13 @@ class PathSource:
         return final.is_dir()
 
     def _prune(self) -> None:
-        """Keep the youngest copies; images of older revisions are served from the records."""
+        """Keep the youngest copies; images of older revisions are served from the records.
+
+        What a killed process left half-copied goes as well, once it is too old to be another one's work.
+        """
+        for left in self._checkouts.glob(".new-*"):
+            if left.stat().st_mtime < time.time() - _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         copies = sorted(
             self._checkouts.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True
         )
@@ -168,22 +178,24 @@ class PathSource:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _walk(directory: Path, prefix: str = "") -> Iterator[_File]:
+def _walk(
+    directory: Path, prefix: str = "", ignored: Callable[[str], object] = lambda _link: None
+) -> Iterator[_File]:
     """What of `directory` counts, sorted, links not followed.
 
-    A link that leaves it is left out: what it leads to is in no fingerprint and on no other replica. So are
-    sockets and pipes, which Nix could not read either.
+    A link that leaves it is left out and told to `ignored`: what it leads to is in no fingerprint and on no
+    other replica. So are sockets and pipes, which Nix could not read either.
     """
     for name in sorted(os.listdir(directory / prefix)):
         path = f"{prefix}{name}"
         status = (directory / path).lstat()
-        if name in _IGNORED or (
-            stat.S_ISLNK(status.st_mode) and _leaves(path, os.readlink(directory / path))
-        ):
+        if name in _IGNORED:
             continue
-        if stat.S_ISDIR(status.st_mode):
+        if stat.S_ISLNK(status.st_mode) and _leaves(path, os.readlink(directory / path)):
+            ignored(path)
+        elif stat.S_ISDIR(status.st_mode):
             yield path, status
-            yield from _walk(directory, f"{path}/")
+            yield from _walk(directory, f"{path}/", ignored)
         elif stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
             yield path, status
 

@@ -36,10 +36,11 @@ class DirectoryWatch:
         self._changed = False
         self._events = select.poll()
         self._events.register(self._inotify, select.POLLIN)
+        # Taken first: should the root change hands meanwhile, the two differ for ever.
+        self._inode = _inode(root)
         try:
             for directory in (root, *(root / name for name in directories)):
                 self._inotify.add_watch(directory, _MASK)
-            self._inode = _inode(root)
         except OSError:
             self.close()
             raise

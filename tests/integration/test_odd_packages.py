@@ -1,16 +1,17 @@
 """Store paths of every shape reach the client as Nix has them, in both formats."""
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.integration.images import ALWAYS_ADDED, annotated_paths, check_forest, store_names
-from tests.integration.nixtools import ChrootStore, tree_of
+from tests.integration.nixtools import ChrootStore, add_package, tree_of
 from tests.integration.processes import output_of, run
 from tests.integration.runtimes.oci_bundle import Bundle, copy_from_registry, unpack
-from tests.integration.server import Registry
+from tests.integration.server import PROGRAM, Registry, Start
 
 # Image name and the attributes that it means.
 ODD: dict[str, list[tuple[str, ...]]] = {
@@ -79,6 +80,73 @@ def test_snapshotter_mountpoints_have_the_right_type(
         assert not mountpoint.is_symlink()
         assert mountpoint.is_dir() == prepared_store.shown(path).is_dir(), path
     check_forest(rootfs, prepared_store, wanted)
+
+
+def check_both_formats(registry: Registry, store: ChrootStore, directory: Path, name: str) -> list[Bundle]:
+    """Both images of a package of the registry's own source hold what they must."""
+    wanted = [
+        path
+        for paths in store.installed((name,), *ALWAYS_ADDED, directory=registry.source).values()
+        for path in paths
+    ]
+    bundles = []
+    for image_format in ("classic", "nix-snapshotter"):
+        place = directory / image_format
+        place.mkdir()
+        bundle = fetch(registry, f"{image_format}/{name}", place)
+        assert store_names(bundle.rootfs) == store.closure(wanted)
+        bundles.append(bundle)
+    for path in store.closure(wanted):
+        assert tree_of(bundles[0].rootfs / path.lstrip("/")) == tree_of(store.physical(path)), path
+    return bundles
+
+
+def test_names_that_are_no_text_and_links_to_anywhere(
+    directory: Path, own_store: ChrootStore, own_source: Path, start: Start
+) -> None:
+    add_package(
+        own_source,
+        "bytes",
+        r"""
+        mkdir -p "$out/-dash" "$out/..dots" "$out/trailing " "$out/d/e"
+        n=$($bb printf '\377\001'); touch "$out/$n" "$out/d/$n" "$out/back\slash" "$out/d/tab	tab"
+        l=$($bb printf '%0255d' 0); echo long > $out/d/$l; echo shared > "$out/d/e/$l"
+        t=$($bb printf '%04000d' 0); ln -s "/$t" $out/d/far; ln -s "$n" $out/d/odd; ln -s "a
+        b" $out/d/lines; ln -s . $out/d/self; ln -s loop $out/d/loop; : > $out/empty
+        """,
+    )
+    registry = start(Registry(directory / "state", own_store.root, own_source))
+    bundles = check_both_formats(registry, own_store, directory, "bytes")
+    wanted = own_store.installed(("bytes",), *ALWAYS_ADDED, directory=own_source)
+    (built,) = wanted["bytes"]
+    assert {b"\xff\x01", b"d/\xff\x01", b"d/e/" + b"0" * 255} <= tree_of(own_store.physical(built)).keys()
+    for bundle in bundles:
+        check_forest(bundle.rootfs, own_store, [path for paths in wanted.values() for path in paths])
+
+
+def test_packages_cannot_take_the_images_own_ground(
+    directory: Path, own_store: ChrootStore, own_source: Path, start: Start
+) -> None:
+    """Not the store's place, nor the place for temporary files, by a directory, a file or a link."""
+    add_package(
+        own_source,
+        "hostile",
+        """
+        mkdir -p $out/nix/store/evil; echo > $out/tmp; ln -s /etc $out/usr; ln -s /proc $out/bin; echo > $out/etc
+        ln -s /nix $out/dev; ln -s .. $out/sys
+        """,
+    )
+    registry = start(Registry(directory / "state", own_store.root, own_source))
+    for bundle in check_both_formats(registry, own_store, directory, "hostile"):
+        temporary = bundle.rootfs / "tmp"
+        assert not temporary.is_symlink()
+        assert temporary.is_dir()
+        assert stat.S_IMODE(temporary.stat().st_mode) == 0o1777
+        assert not (bundle.rootfs / "nix").is_symlink()
+        assert os.listdir(bundle.rootfs / "nix") == ["store"]
+    options = [*registry.options, "--verify"]
+    for name in ("hostile/hello", "nix-snapshotter/shell/hostile"):
+        run(*PROGRAM, "inspect", name, *options, env=registry.program_env)
 
 
 def test_everything_is_roots_and_as_old_as_nix_says(registry: Registry, directory: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.nixtools import ChrootStore
+from tests.integration.nixtools import ChrootStore, add_package
 from tests.integration.server import Image, Registry, Start
 
 REVISION = "org.opencontainers.image.revision"
@@ -43,12 +43,7 @@ def test_an_edit_is_seen_at_the_next_request(edited: Registry, own_source: Path)
 
 def test_a_new_package_and_a_removed_one(edited: Registry, own_source: Path) -> None:
     assert edited.manifest("greeter").status == 404
-    addition = "hello = mk {"
-    edit(
-        own_source,
-        addition,
-        f'greeter = mk {{ pname = "greeter"; script = "echo hi > $out"; }};\n  {addition}',
-    )
+    add_package(own_source, "greeter", "echo hi > $out")
     assert edited.manifest("greeter").status == 200
     edit(own_source, "greeter = mk", "welcomer = mk")
     assert edited.manifest("greeter").status == 404
