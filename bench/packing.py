@@ -30,25 +30,23 @@ GOAL_SPEED = 3.0
 GOAL_MEMORY_MIB = 200
 
 
-def make_tree(directory: Path, size_mib: int) -> int:
-    """Copy what layers are made of from this machine: Python's library, then programs. The size in bytes."""
-    left = size_mib * MIB
-    sources = [
-        Path(sysconfig.get_path("stdlib")),
-        Path("/usr/lib/python3"),
-        Path("/usr/share/perl"),
-        Path("/usr/bin"),
-    ]
-    for number, source in enumerate(sources):
+def make_tree(directory: Path, size_mib: int) -> tuple[int, int]:
+    """Copy what layers are made of from this machine: libraries of scripts and programs. (bytes, files)."""
+    size = count = 0
+    # Until what share of the size each may fill it.
+    shares = {Path(sysconfig.get_path("stdlib")): 0.2, Path("/usr/share"): 0.4, Path("/usr/lib"): 0.7, Path("/usr/bin"): 1}
+    for source, share in shares.items():
         for file in sorted(source.rglob("*")):
-            size = file.stat().st_size if file.is_file() and not file.is_symlink() else 0
-            if not size or size > left or size > size_mib * MIB // 8 or not os.access(file, os.R_OK):
+            if file.is_symlink() or not file.is_file() or not os.access(file, os.R_OK):
                 continue
-            target = directory / f"part{number}" / file.relative_to(source)
+            file_bytes = file.stat().st_size
+            if size + file_bytes > share * size_mib * MIB:
+                continue
+            target = directory / str(source).strip("/") / file.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-            left -= size
-    return size_mib * MIB - left
+            size, count = size + file_bytes, count + 1
+    return size, count
 
 
 def split_tree(tree: Path, parts: Path, count: int) -> None:

@@ -20,11 +20,24 @@ from nixery_snap.imaging.assemble import NIX_LAYER, NIX_STORE_PATH
 from nixery_snap.nix.store_path import STORE_DIR, StorePath
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
+from nixery_snap.oci.media_types import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER_GZIP,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+)
 
 ReadBlob = Callable[[Digest], Iterator[bytes]]
 """Yields a blob's bytes; raises BlobNotFound."""
 
 _MAX_LAYERS: Final = 127  # overlayfs stops at 128 lower directories
+_TAR_END_BYTES: Final = 1024
+_MEDIA_TYPES: Final = {
+    OCI_MANIFEST: (OCI_CONFIG, OCI_LAYER_GZIP),
+    DOCKER_MANIFEST: (DOCKER_CONFIG, DOCKER_LAYER_GZIP),
+}
 _MAX_LABEL_BYTES: Final = 4096  # of containerd, key and value together
 _STORE: Final = STORE_DIR.strip("/")
 
@@ -69,6 +82,15 @@ class _Check:
             return None
         self.expect(len(content) <= MAX_MANIFEST_BYTES, f"the manifest has {len(content)} bytes")
         self.expect(len(manifest.layers) <= _MAX_LAYERS, f"there are {len(manifest.layers)} layers")
+        config_type, layer_type = _MEDIA_TYPES.get(manifest.media_type, ("", ""))
+        self.expect(bool(config_type), f"the manifest has the media type {manifest.media_type}")
+        self.expect(
+            manifest.config.media_type == config_type,
+            f"the config has the media type {manifest.config.media_type}",
+        )
+        for number, descriptor in enumerate(manifest.layers):
+            kind = descriptor.media_type
+            self.expect(kind == layer_type, f"layer {number} has the media type {kind}")
         layers = [self._layer(number, descriptor) for number, descriptor in enumerate(manifest.layers)]
         self._config(manifest, [layer.diff_id for layer in layers])
         if any(NIX_LAYER in descriptor.annotations for descriptor in manifest.layers):
@@ -107,7 +129,8 @@ class _Check:
             self.defects.append(f"the config is malformed: {error!r}")
 
     def _layer(self, number: int, descriptor: Descriptor) -> _Layer:
-        stream = _Hashing(_gunzip(self._verified(descriptor)))
+        blob = self._verified(descriptor)
+        stream = _Hashing(_gunzip(blob))
         members: dict[str, tarfile.TarInfo] = {}
         order: list[bytes] = []
         try:
@@ -116,9 +139,18 @@ class _Check:
                     self._member(number, info, members)
                     members[info.name] = info
                     order.append(info.name.encode("utf-8", "surrogateescape"))
+                end = archive.offset
+            while stream.read(1024 * 1024):
+                pass
+            # tarfile takes anything that is no header for the end.
+            rest = stream.size_bytes - end
+            if rest < _TAR_END_BYTES:
+                raise ValueError("its tar ends too early")
+            if stream.trailing_zeros < rest:
+                raise ValueError(f"something else stands behind the end of its tar, at byte {end}")
         except (tarfile.TarError, ValueError) as error:
             self.defects.append(f"layer {number} cannot be read: {error}")
-        while stream.read(1024 * 1024):
+        for _ in blob:  # what a broken layer left unread counts for its digest too
             pass
         in_order = sorted(order, key=lambda name: name.split(b"/"))
         self.expect(order == in_order, f"the entries of layer {number} are not sorted")
@@ -223,6 +255,8 @@ class _Hashing(io.RawIOBase):
         self._chunks = chunks
         self._rest = b""
         self.digest = hashlib.sha256()
+        self.size_bytes = 0
+        self.trailing_zeros = 0
 
     def readable(self) -> bool:
         return True
@@ -239,4 +273,7 @@ class _Hashing(io.RawIOBase):
         taken = self._rest if size < 0 else self._rest[:size]
         self._rest = self._rest[len(taken) :]
         self.digest.update(taken)
+        self.size_bytes += len(taken)
+        zeros = len(taken) - len(taken.rstrip(b"\0"))
+        self.trailing_zeros = zeros if zeros < len(taken) else self.trailing_zeros + zeros
         return taken

@@ -1,0 +1,40 @@
+from collections.abc import Collection, Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nixery_snap.errors import PathsMissing
+from nixery_snap.imaging.locate import find_closure
+from nixery_snap.nix.path_info import PathInfo, reachable
+from nixery_snap.nix.store_path import StorePath
+from tests.unit.stores import info, store_path
+
+PATHS = [store_path(f"p{number}") for number in range(8)]
+
+
+class Sparing:
+    """Knows what it was given, answers just what is asked, and minds being asked twice."""
+
+    def __init__(self, infos: Mapping[StorePath, PathInfo]) -> None:
+        self.infos = infos
+        self.asked: set[StorePath] = set()
+
+    async def path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]:
+        assert self.asked.isdisjoint(paths)
+        self.asked |= set(paths)
+        return {path: self.infos[path] for path in paths if path in self.infos}
+
+
+@given(
+    st.dictionaries(st.sampled_from(PATHS), st.sets(st.sampled_from(PATHS))), st.sets(st.sampled_from(PATHS))
+)
+async def test_the_closure_or_what_is_missing(graph, roots) -> None:  # type: ignore[no-untyped-def]
+    infos = {path: info(path, tuple(references)) for path, references in graph.items()}
+    expected, unknown = reachable(roots, infos)
+    if unknown:
+        with pytest.raises(PathsMissing) as raised:
+            await find_closure(Sparing(infos), roots)
+        assert set(raised.value.paths) <= set(map(str, unknown))
+    else:
+        assert list((await find_closure(Sparing(infos), roots)).items()) == list(expected.items())

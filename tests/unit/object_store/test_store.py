@@ -1,0 +1,178 @@
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nixery_snap.errors import SettingsError, StorageError
+from nixery_snap.object_store import keys
+from nixery_snap.object_store.blobs import Blobs
+from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.oci.digest import Digest
+
+CONTENT = b"content" * 1000
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "objects"
+
+
+@pytest.fixture
+def store(root: Path) -> ObjectStore:
+    return ObjectStore(f"file://{root}")
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+
+
+def test_nothing_is_visible_before_commit(store: ObjectStore, root: Path) -> None:
+    with Blobs(store).writer() as writer:
+        for _ in range(3):
+            writer.write(CONTENT)
+        assert all(path.parts[0] == keys.STAGING for path in files(root))
+        digest = writer.commit()
+        assert writer.size_bytes == 3 * len(CONTENT)
+    assert files(root) == [Path(keys.blob(digest))]
+    assert (root / keys.blob(digest)).read_bytes() == 3 * CONTENT
+    assert (root / keys.blob(digest)).stat().st_mode & 0o777 == 0o644
+
+
+def test_nothing_is_left_without_commit(store: ObjectStore, root: Path) -> None:
+    with Blobs(store).writer() as writer:
+        writer.write(CONTENT)
+    with pytest.raises(KeyboardInterrupt), Blobs(store).writer() as writer:
+        writer.write(CONTENT)
+        raise KeyboardInterrupt
+    assert files(root) == []
+
+
+def test_a_commit_without_room_leaves_nothing(store: ObjectStore, root: Path) -> None:
+    (root / "blobs").write_bytes(b"in the way")
+    with pytest.raises((StorageError, OSError)), Blobs(store).writer() as writer:
+        writer.write(CONTENT)
+        writer.commit()
+    assert files(root) == [Path("blobs")]
+
+
+def test_writers_of_the_same_content_at_the_same_time(store: ObjectStore, root: Path) -> None:
+    together = threading.Barrier(8)
+    digests = []
+
+    def write() -> None:
+        with Blobs(store).writer() as writer:
+            writer.write(CONTENT)
+            together.wait()
+            digests.append(writer.commit())
+
+    threads = [threading.Thread(target=write) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert digests == [Digest.of(CONTENT)] * 8
+    assert files(root) == [Path(keys.blob(digests[0]))]
+
+
+def test_what_a_killed_process_left_is_swept_when_it_is_old(root: Path) -> None:
+    staging = root / keys.STAGING
+    staging.mkdir(parents=True)
+    (staging / "old").write_bytes(b"")
+    (staging / "young").write_bytes(b"")
+    two_days_ago = time.time() - 2 * 24 * 3600
+    os.utime(staging / "old", (two_days_ago, two_days_ago))
+    ObjectStore(f"file://{root}")
+    assert files(root) == [Path(keys.STAGING, "young")]
+
+
+async def test_an_object_shorter_than_recorded_is_an_error(store: ObjectStore, root: Path) -> None:
+    digest = await Blobs(store).put(CONTENT)
+    with pytest.raises(StorageError, match="shorter"):
+        b"".join(Blobs(store).read(digest, 10, len(CONTENT)))
+    (root / keys.blob(digest)).write_bytes(b"")
+    with pytest.raises(StorageError, match="shorter"):
+        b"".join(Blobs(store).read(digest, 0, 1))
+
+
+async def test_damaged_content_is_not_handed_out(store: ObjectStore, root: Path) -> None:
+    digest = await Blobs(store).put(CONTENT)
+    for damaged in (b"", CONTENT[:-1], CONTENT[:-1] + b"x"):
+        (root / keys.blob(digest)).write_bytes(damaged)
+        with pytest.raises(StorageError, match="damaged"):
+            await Blobs(store).get(digest)
+
+
+async def test_operating_system_errors_are_ours(store: ObjectStore, root: Path) -> None:
+    digest = Digest.of(CONTENT)
+    target = root / keys.blob(digest)
+    target.parent.parent.mkdir(parents=True)
+    target.parent.write_bytes(b"a file where a directory should be")
+    with pytest.raises(StorageError):
+        await store.put_if_absent(keys.blob(digest), CONTENT)
+
+
+async def test_directories_with_odd_names(tmp_path: Path) -> None:
+    root = tmp_path / "with space äöü"
+    store = ObjectStore(f"file://{root}")
+    digest = await Blobs(store).put(b"x")
+    assert (root / keys.blob(digest)).exists()
+
+
+@pytest.mark.parametrize("name", ["c#", "what?", "100%", "%41"])
+async def test_directories_whose_names_urls_escape(tmp_path: Path, name: str) -> None:
+    """Used as they stand or refused, never another directory."""
+    try:
+        store = ObjectStore(f"file://{tmp_path}/{name}")
+    except SettingsError:
+        return
+    digest = await Blobs(store).put(b"x")
+    assert (tmp_path / name / keys.blob(digest)).exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "objects", "/objects", "file://host/x", "file://", "file:relative", "s3", "ftp://x/y", "http://x/y"],
+)
+def test_urls_that_are_none(url: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        ObjectStore(url)
+    assert raised.value.key == "storage"
+
+
+def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SettingsError, match="cannot be used"):
+        ObjectStore(f"file://{tmp_path}/file/below")
+    with pytest.raises(SettingsError, match="cannot be used"):
+        ObjectStore("file:///proc/nixery-snap")
+
+
+def test_writing_stops_when_the_program_ends(store: ObjectStore, root: Path) -> None:
+    blobs = Blobs(store)
+    with pytest.raises(StorageError), blobs.writer() as writer:
+        writer.write(CONTENT)
+        blobs.close()
+        writer.write(CONTENT)
+    assert files(root) == []
+
+
+@pytest.mark.parametrize("url", ["memory://", "file://"])
+async def test_keys(tmp_path: Path, url: str) -> None:
+    store = ObjectStore(url if url == "memory://" else f"file://{tmp_path}")
+    assert [key async for key in store.list("records")] == []
+    assert await store.put_if_absent("records/a/1.json", b"one")
+    assert not await store.put_if_absent("records/a/1.json", b"two")
+    assert await store.put_if_absent("records/b/2.json", b"")
+    assert await store.get("records/a/1.json") == b"one"
+    assert sorted([key async for key in store.list("records")]) == [
+        ("records/a/1.json", 3),
+        ("records/b/2.json", 0),
+    ]
+    assert [key async for key in store.list("records/b")] == [("records/b/2.json", 0)]
+    await store.delete("records/a/1.json")
+    await store.delete("records/a/1.json")
+    assert not await store.exists("records/a/1.json")
+    assert await store.get("records/a/1.json") is None
+    assert await store.exists("records/b/2.json")
