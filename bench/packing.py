@@ -34,7 +34,12 @@ def make_tree(directory: Path, size_mib: int) -> tuple[int, int]:
     """Copy what layers are made of from this machine: libraries of scripts and programs. (bytes, files)."""
     size = count = 0
     # Until what share of the size each may fill it.
-    shares = {Path(sysconfig.get_path("stdlib")): 0.2, Path("/usr/share"): 0.4, Path("/usr/lib"): 0.7, Path("/usr/bin"): 1}
+    shares = {
+        Path(sysconfig.get_path("stdlib")): 0.2,
+        Path("/usr/share"): 0.4,
+        Path("/usr/lib"): 0.7,
+        Path("/usr/bin"): 1,
+    }
     for source, share in shares.items():
         for file in sorted(source.rglob("*")):
             if file.is_symlink() or not file.is_file() or not os.access(file, os.R_OK):
@@ -61,10 +66,10 @@ def split_tree(tree: Path, parts: Path, count: int) -> None:
         os.link(file, target)
 
 
-def package_set(work: Path, size_mib: int, parts: int, gibibyte: bool) -> tuple[Path, int]:
+def package_set(work: Path, size_mib: int, parts: int, gibibyte: bool) -> tuple[Path, int, int]:
     """`tree`: the files as one store path; `parts`: as several; `huge`: one store path of 1 GiB."""
     (work / "tree").mkdir()
-    size = make_tree(work / "tree", size_mib)
+    size, files = make_tree(work / "tree", size_mib)
     split_tree(work / "tree", work / "parts", parts)
     tree = f'builtins.path {{ name = "tree"; path = {work / "tree"}; }}'
     some = " ".join(
@@ -84,7 +89,7 @@ def package_set(work: Path, size_mib: int, parts: int, gibibyte: bool) -> tuple[
           for i in $(seq 1 64); do cat ${{{block}}} >> $out/file; done
           for i in $(seq 1 64); do cp ${{{block}}} $out/file$i; done
         ''; }};"""
-    return make_package_set(work / "packages", packages), size
+    return make_package_set(work / "packages", packages), size, files
 
 
 def pack(server: Server, image: str) -> tuple[float, int, float]:
@@ -113,7 +118,7 @@ def main() -> None:
     need("nix-store", "tar", "gzip")
     print(machine())
     with work_directory() as work:
-        packages, size = package_set(work, arguments.mib, arguments.parts, not arguments.skip_memory)
+        packages, size, files = package_set(work, arguments.mib, arguments.parts, not arguments.skip_memory)
         server = Server(work / "server", packages, work / "store")
         images = {"one store path": "tree", f"{arguments.parts} store paths": "parts"}
         for image in images.values():
@@ -134,7 +139,7 @@ def main() -> None:
             rows.append(
                 [title, f"{size / seconds / 1e6:.0f}", goal, f"{layer_bytes / base_size:.2f}", f"{peak:.0f}"]
             )
-        title = f"Packing {size / MIB:.0f} MiB, medians of {arguments.rounds} rounds"
+        title = f"Packing {size / MIB:.0f} MiB in {files:,} files, medians of {arguments.rounds} rounds"
         header = ["", "MB/s", "times tar, gzip -6", "size against it", "peak memory, MiB"]
         table(title, header, rows)
 

@@ -46,6 +46,7 @@ class NixRealiser:
                 progress(begun)
 
         targets = sorted(f"{package.drv_path}!{','.join(package.outputs)}" for package in packages)
+        self._gc_roots.mkdir(parents=True, exist_ok=True)
         try:
             async with self._builds:
                 finished = await self._nix.run(

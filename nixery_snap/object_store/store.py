@@ -38,7 +38,7 @@ class ObjectStore:
             self._store = MemoryStore()
             return
         known = parts.scheme == "file" and parts.path.startswith("/")
-        if not known or parts.netloc or parts.query or parts.fragment:
+        if not known or parts.netloc or set("?#") & set(url):
             raise SettingsError(
                 "storage", f"{url!r} is not file:///DIRECTORY or memory://; a ? or # in a name is %3F or %23"
             )

@@ -17,7 +17,7 @@ from nixery_snap.registry.hot_answers import HOT, always
 
 _OCTETS: Final = "application/octet-stream"
 _IN_MEMORY_BYTES: Final = 64 * 1024  # larger blobs go from the page cache to the socket by themselves
-_RANGE: Final = re.compile(r"(\d{0,18})-(\d{0,18})")
+_RANGE: Final = re.compile(r"([0-9]{0,40})-([0-9]{0,40})")
 
 
 async def get_blob(request: web.Request) -> web.StreamResponse:

@@ -59,15 +59,17 @@ class PathSource:
         if pin := self.current(tag):
             return pin
         async with self._lock:
-            if pin := self.current(tag):
-                return pin
-            if self._current is not None:
-                self._current[1].close()
-            # Nothing is current while the directory is read, nor after a failure.
-            self._current = None
-            found, watch = await asyncio.to_thread(self._snapshot)
-            self._current = (found, watch) if watch else None
-            return found
+            return self.current(tag) or await self._renew()
+
+    async def _renew(self) -> Pin:
+        """Fingerprint and copy the directory anew; the lock is held."""
+        if self._current is not None:
+            self._current[1].close()
+        # Nothing is current while the directory is read, nor after a failure.
+        self._current = None
+        pin, watch = await asyncio.to_thread(self._snapshot)
+        self._current = (pin, watch) if watch else None
+        return pin
 
     def current(self, tag: str) -> Pin | None:
         if _REVISION.fullmatch(tag):
@@ -79,9 +81,11 @@ class PathSource:
 
     async def checkout(self, pin: Pin) -> Path:
         path = self._checkouts / pin.revision / "source"
-        if not await asyncio.to_thread(path.is_dir):
-            raise TagNotFound(self.name, pin.revision, "that revision is not kept here any more; use latest")
-        return path
+        async with self._lock:
+            # Whoever removed the copies may do so: as long as the directory is what it was, there is a new one.
+            if await asyncio.to_thread(path.is_dir) or await self._renew() == pin:
+                return path
+        raise TagNotFound(self.name, pin.revision, "that revision is not kept here any more; use latest")
 
     def _snapshot(self) -> tuple[Pin, DirectoryWatch | None]:
         """Fingerprint the directory and make sure that a copy of exactly this content exists.

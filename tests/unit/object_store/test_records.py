@@ -14,9 +14,7 @@ def records(tmp_path: Path) -> StoredRecords:
     return StoredRecords(ObjectStore(f"file://{tmp_path}"), 10_000)
 
 
-@pytest.mark.parametrize(
-    "damaged", [b"", b"{", b"\0" * 100, b"\xff\xfe\x00", b'{"a": 1} junk', b"[" * 100_000]
-)
+@pytest.mark.parametrize("damaged", [b"", b"{", b"\0" * 100, b"\xff\xfe\x00", b'{"a": 1} junk'])
 async def test_a_damaged_record_is_forgotten(records: StoredRecords, tmp_path: Path, damaged: bytes) -> None:
     file = tmp_path / keys.record("image", KEY)
     file.parent.mkdir(parents=True)
