@@ -166,7 +166,7 @@ def _missing(
         scorer=fuzz.ratio,
         processor=str.lower,
         limit=_SUGGESTIONS,
-        score_cutoff=70,
+        score_cutoff=75,
     )
     suggestions = tuple(str(AttributePath((*path, match))) for match, _, _ in close)
     message = f"there is no package {answer['name']} {where}"

@@ -62,7 +62,7 @@ let
     if !kind.success then { status = "failed"; }
     else if kind.value != "derivation" then {
       status = "wrong-kind"; kind = kind.value; inherit path;
-      examples = if isAttrs value then take 6 (attrNames value) else [ ];
+      examples = if isAttrs value then take 6 (filter (name: name != "recurseForDerivations") (attrNames value)) else [ ];
     }
     else if !package.success then { status = "failed"; }
     else { status = "package"; } // package.value;

@@ -69,12 +69,12 @@ class Conflict:
 async def build_forest(resolver: Resolver, outputs: Sequence[StorePath]) -> tuple[Folder, list[Conflict]]:
     """The union of the trees of `outputs`, the first of them winning conflicts."""
     conflicts: list[Conflict] = []
-    sources: dict[str, Directory] = {}
+    sources: dict[str, _Source] = {}
     for output in outputs:
         found = await resolver.follow(str(output))
         if found is not None and isinstance(found[1], Directory):
-            sources.setdefault(found[0], found[1])
-    forest = await _merge(resolver, "", list(sources.items()), frozenset(), conflicts)
+            sources.setdefault(found[0], _Source(found[0], found[1], frozenset()))
+    forest = await _merge(resolver, "", list(sources.values()), conflicts)
     # The image's own ground: a package must not shadow where the store is.
     forest.children.pop("nix", None)
     return forest, conflicts
@@ -108,42 +108,49 @@ def forest_entries(folder: Folder, prefix: bytes = b"") -> Iterator[tuple[TarEnt
                 yield from forest_entries(node, path + b"/")
 
 
-async def _merge(
-    resolver: Resolver,
-    path: str,
-    sources: Sequence[tuple[str, Directory]],
-    above: frozenset[str],
-    conflicts: list[Conflict],
-) -> Folder:
-    """Merge directories, given as (real path, node), all of which stand at `path` in the image.
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A directory to be merged: its real path and entries, and the real paths of those it was reached through."""
 
-    `above` are the real paths of directories that are being merged further up: a link back to one of them, such
-    as ncurses' `include/ncurses -> .`, has no end and stays a link.
-    """
+    real: str
+    node: Directory
+    above: frozenset[str]
+
+    async def child(self, resolver: Resolver, name: str) -> _Source | None:
+        """The directory `name` in it, links followed.
+
+        A link back to where one came from, such as ncurses' `include/ncurses -> .`, has no end and is none.
+        """
+        above = self.above | {self.real}
+        found = await resolver.follow(f"{self.real}/{name}")
+        if found is None or not isinstance(found[1], Directory) or found[0] in above:
+            return None
+        return _Source(found[0], found[1], above)
+
+
+async def _merge(
+    resolver: Resolver, path: str, sources: Sequence[_Source], conflicts: list[Conflict]
+) -> Folder:
+    """Merge directories all of which stand at `path` in the image, the winner of conflicts first."""
     folder = Folder()
     first_level = not path
-    above |= {real for real, _ in sources}
-    for name in sorted({name for _, node in sources for name in node.entries}):
-        owners = [real for real, node in sources if name in node.entries]
-        target = f"{owners[0]}/{name}"
+    for name in sorted({name for source in sources for name in source.node.entries}):
+        owners = [source for source in sources if name in source.node.entries]
+        target = f"{owners[0].real}/{name}"
         if len(owners) == 1 and not first_level:
             folder.children[name] = Link(target)
             continue
         here = f"{path}/{name}"
-        directories: dict[str, tuple[str, Directory]] = {}
-        for owner in owners:
-            found = await resolver.follow(f"{owner}/{name}")
-            if found is not None and isinstance(found[1], Directory) and found[0] not in above:
-                directories[owner] = found[0], found[1]
-        if owners[0] not in directories:
+        children = [await owner.child(resolver, name) for owner in owners]
+        directories = {child.real: child for child in reversed(children) if child is not None}
+        if children[0] is None:
             losers = owners[1:]
+        else:
+            losers = [owner for owner, child in zip(owners, children, strict=True) if child is None]
+        if children[0] is None or (len(directories) == 1 and not first_level):
             folder.children[name] = Link(target)
         else:
-            losers = [owner for owner in owners if owner not in directories]
-            distinct = list(dict(directories.values()).items())
-            if len(distinct) == 1 and not first_level:
-                folder.children[name] = Link(target)
-            else:
-                folder.children[name] = await _merge(resolver, here, distinct, above, conflicts)
-        conflicts.extend(Conflict(here, target, f"{loser}/{name}") for loser in losers)
+            merged = list(reversed(directories.values()))
+            folder.children[name] = await _merge(resolver, here, merged, conflicts)
+        conflicts.extend(Conflict(here, target, f"{loser.real}/{name}") for loser in losers)
     return folder

@@ -38,7 +38,7 @@ class StoreDatabase:
     """Implements the port PathInfoSource; answers with whole closures."""
 
     def __init__(self, database: Path) -> None:
-        self._url = f"file:{str(database).replace('?', '%3f').replace('#', '%23')}?mode=ro"
+        self._url = f"{database.absolute().as_uri()}?mode=ro"
 
     async def path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]:
         return await asyncio.to_thread(self._query, paths)

@@ -29,15 +29,19 @@ class NixPathInfos:
 
     async def path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]:
         infos: dict[StorePath, PathInfo] = {}
-        texts = [str(path) for path in paths]
-        for start in range(0, len(texts), _PATHS_PER_CALL):
-            for info in await self._ask(texts[start : start + _PATHS_PER_CALL]):
-                infos[info.path] = info
+        # Nix takes the name of a derivation for its outputs unless it is told otherwise.
+        for flags, some in (
+            ((), [str(path) for path in paths if not path.name.endswith(".drv")]),
+            (("--derivation",), [str(path) for path in paths if path.name.endswith(".drv")]),
+        ):
+            for start in range(0, len(some), _PATHS_PER_CALL):
+                for info in await self._ask(*flags, *some[start : start + _PATHS_PER_CALL]):
+                    infos[info.path] = info
         return infos
 
-    async def _ask(self, paths: list[str]) -> list[PathInfo]:
+    async def _ask(self, *arguments: str) -> list[PathInfo]:
         log = LogReader()
-        finished = await self._nix.run("nix", "path-info", "--json", *paths, on_stderr=log.feed)
+        finished = await self._nix.run("nix", "path-info", "--json", *arguments, on_stderr=log.feed)
         if finished.returncode != 0:
             reason = log.errors[-1] if log.errors else "\n".join(log.plain)
             raise StorageError(f"nix path-info failed: {reason}")

@@ -10,6 +10,7 @@ from typing import Final
 
 from nixery_snap.errors import RealisationFailed, RealisationTimedOut
 from nixery_snap.nix.log_events import LogReader
+from nixery_snap.nix.store_path import StorePath
 from nixery_snap.ports import NixRunner, Package, Progress
 
 _DRV: Final = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+\-._?=]+\.drv")
@@ -62,10 +63,16 @@ class NixRealiser:
 
     def _failure(self, log: LogReader) -> RealisationFailed:
         """The first error names the derivation that failed; later ones those that depend on it."""
-        reason = log.errors[0] if log.errors else "\n".join(log.plain) or "Nix gave no reason"
-        reason = reason.split("\n", 1)[0].rstrip(";:")
+        first, *later = log.errors or ["\n".join(log.plain) or "Nix gave no reason"]
+        # A private store's files lie elsewhere than their names say; nobody but the server cares.
+        reason = first.split("\n", 1)[0].rstrip(";:").replace(self._store_uri, "")
         named = _DRV.search(reason)
         drv_path = named[0] if named else None
+        dependents = sorted({match[0] for error in later for match in _DRV.finditer(error)} - {drv_path})
+        if dependents:
+            reason += f"; needed by {', '.join(StorePath.parse(path).name.removesuffix('.drv') for path in dependents)}"
+        # Without a builder there is no log either: no machine for that system, no disk, …
+        began = drv_path in log.build_logs
         lines = tuple(log.build_logs.get(drv_path or "", ()))
-        command = f"nix-store --store {self._store_uri} --read-log {drv_path}" if drv_path else ""
+        command = f"nix-store --store {self._store_uri} --read-log {drv_path}" if began else ""
         return RealisationFailed(drv_path, reason, lines, command)

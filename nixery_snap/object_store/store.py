@@ -102,7 +102,10 @@ class ObjectStore:
         """Blocking. Raises FileNotFoundError for an absent key."""
         if self.root is None:
             content = bytes(obstore.get(self._store, key).bytes())
-            yield content[start : None if length is None else start + length]
+            part = content[start : None if length is None else start + length]
+            if len(part) < (length or 0):
+                raise StorageError(f"the object {key} is shorter than was recorded")
+            yield part
             return
         with (self.root / key).open("rb") as file:
             file.seek(start)

@@ -64,7 +64,7 @@ def test_flags_reach_into_tables() -> None:
     ],
 )
 def test_environment(variable: str, text: str, path: str, value: object) -> None:
-    found: Any = load(**{variable: text})
+    found: Any = load_settings(None, {}, {f"NIXERY_SNAP_{variable}": text})
     for part in path.split("."):
         found = getattr(found, part)
     assert found == value

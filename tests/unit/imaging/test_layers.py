@@ -13,7 +13,7 @@ from nixery_snap.imaging.layers import Layer, LayerMaker
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.tar import TarEntry
 from tests.unit.images import ImageMaker
-from tests.unit.stores import FileStore, Run, To, info, store_path
+from tests.unit.stores import FileStore, Run, To, Tree, info, store_path
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def unpacked(maker: ImageMaker, layer: Layer) -> bytes:
 
 
 async def test_a_layer_holds_its_store_paths(store: FileStore) -> None:
-    odd = {
+    odd: dict[str, Tree] = {
         "with space": b"1",
         "ünï": b"2",
         os.fsdecode(b"\xff"): b"3",

@@ -2,7 +2,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nixery_snap.errors import PackageProblem, PackagesUnavailable, ProblemKind
@@ -27,6 +27,7 @@ packages = st.builds(
 several = st.lists(packages, max_size=3).map(tuple)
 
 
+@settings(max_examples=30)
 @given(several, several)
 def test_survives_json(requested: tuple[Package, ...], base: tuple[Package, ...]) -> None:
     resolution = Resolution(requested, base)

@@ -142,6 +142,16 @@ def _without_end(content: bytes) -> bytes:
     return members.ljust(-(-len(members) // 512) * 512, b"\0")
 
 
+def other_diff_id(made: dict[str, Any]) -> None:
+    made["rootfs"]["diff_ids"][0] = str(Digest.of(b"other"))
+
+
+def second_layer(image: Opened) -> None:
+    image.layers += copy.deepcopy(image.layers[:1])
+    image.manifest["layers"] += copy.deepcopy(image.manifest["layers"][:1])
+    image.config["history"] += image.config["history"][:1]
+
+
 BOTH: dict[str, tuple[Mutation, str]] = {
     "uid": (change("etc", uid=1000), "'etc' .* is not root's"),
     "gid": (change("tmp", gid=5), "'tmp' .* is not root's"),
@@ -171,9 +181,7 @@ BOTH: dict[str, tuple[Mutation, str]] = {
         "bin/tool points out of the image",
     ),
     "diff_id": (
-        lambda image: setattr(
-            image, "edit_config", lambda made: made["rootfs"]["diff_ids"].reverse() or swap(made)
-        ),
+        lambda image: setattr(image, "edit_config", other_diff_id),
         "diff_ids are not those of the layers",
     ),
     "diff_ids": (config(rootfs={"type": "layers", "diff_ids": []}), "diff_ids are not those"),
@@ -243,14 +251,7 @@ SNAPSHOTTER_ONLY: dict[str, tuple[Mutation, str]] = {
     ),
     "directory's mode": (change(LIBRARY, mode=0o555), f"{LIBRARY} is no mountpoint"),
     "file's mode": (change(SCRIPT, mode=0o644), f"{SCRIPT} is no mountpoint"),
-    "second layer": (
-        lambda image: (
-            image.layers.append(copy.deepcopy(image.layers[0])),
-            image.manifest["layers"].append(copy.deepcopy(image.manifest["layers"][0])),
-            image.config["history"].append(image.config["history"][0]),
-        ),
-        "has exactly one layer",
-    ),
+    "second layer": (second_layer, "has exactly one layer"),
 }
 CLASSIC_ONLY: dict[str, tuple[Mutation, str]] = {
     "path in two layers": (
@@ -269,10 +270,6 @@ CLASSIC_ONLY: dict[str, tuple[Mutation, str]] = {
         "bin/tool points out of the image",
     ),
 }
-
-
-def swap(made: dict[str, Any]) -> None:
-    made["rootfs"]["diff_ids"][0] = str(Digest.of(b"other"))
 
 
 CASES = [

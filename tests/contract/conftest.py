@@ -1,0 +1,70 @@
+"""One small real Nix store for all contracts; copy it to change it."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nixery_snap.evaluation.one_shot import OneShotEvaluator
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix_stores.command import NixCommand, NixStore
+from nixery_snap.ports import Package
+from tests.integration.need import need
+from tests.integration.nixtools import EXAMPLES, ChrootStore
+
+SYSTEM = "x86_64-linux"
+BUILT = (
+    "hello",
+    "curl",
+    "openssl.dev",
+    "weirdNames",
+    "singleFile",
+    "executableFile",
+    "symlinkPath",
+    "emptyDir",
+)
+OPTIONS = {"sandbox": "false", "substituters": ""}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> ChrootStore:
+    need("nix-store", "nix-build", "nix-instantiate", "nix", "busybox")
+    store = ChrootStore.create(tmp_path_factory.mktemp("nix") / "store")
+    store.build(*BUILT)
+    return store
+
+
+@pytest.fixture
+def own_store(prepared: ChrootStore, tmp_path: Path) -> ChrootStore:
+    return prepared.copy(tmp_path / "store")
+
+
+@pytest.fixture(scope="session")
+def package_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(EXAMPLES, tmp_path_factory.mktemp("set") / "source"))
+
+
+MakeNix = Callable[[ChrootStore], NixCommand]
+
+
+@pytest.fixture
+def make_nix(tmp_path: Path) -> MakeNix:
+    def make(store: ChrootStore) -> NixCommand:
+        home = tmp_path / "home"
+        home.mkdir(exist_ok=True)
+        return NixCommand(NixStore.parse(str(store.root)), home, OPTIONS)
+
+    return make
+
+
+def names(*texts: str) -> list[AttributePath]:
+    return list(map(AttributePath.parse, texts))
+
+
+async def evaluated(nix: NixCommand, package_set: Path, *texts: str) -> list[Package]:
+    """Packages that must be had."""
+    results = await OneShotEvaluator(nix, 60, 2).evaluate(package_set, SYSTEM, names(*texts))
+    packages = [result for result in results if isinstance(result, Package)]
+    assert len(packages) == len(texts), results
+    return packages

@@ -1,0 +1,104 @@
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nixery_snap.errors import NixMissing
+from nixery_snap.ports import NixRunner
+from tests.contract.conftest import MakeNix
+from tests.integration.nixtools import EXAMPLES, ChrootStore
+
+
+@pytest.fixture
+def nix(prepared: ChrootStore, make_nix: MakeNix) -> NixRunner:
+    return make_nix(prepared)
+
+
+def evaluate(expression: str) -> tuple[str, ...]:
+    return "nix-instantiate", "--eval", "--strict", "--json", "-E", expression
+
+
+async def test_what_it_says(nix: NixRunner) -> None:
+    finished = await nix.run(*evaluate("builtins.trace ''seen'' (1 + 1)"))
+    assert (finished.returncode, finished.stdout.strip()) == (0, b"2")
+    assert b"seen" in finished.stderr
+
+
+async def test_that_it_failed(nix: NixRunner) -> None:
+    finished = await nix.run(*evaluate("throw ''gone''"))
+    assert finished.returncode != 0
+    assert b"gone" in finished.stderr
+
+
+async def test_lines_as_they_come(nix: NixRunner) -> None:
+    lines: list[bytes] = []
+    finished = await nix.run(
+        *evaluate("builtins.trace ''one\ntwo'' (throw ''three'')"), on_stderr=lines.append
+    )
+    assert finished.stderr == b""
+    assert lines
+    assert all(line.startswith(b"@nix {") and b"\n" not in line for line in lines)
+
+
+async def test_a_message_longer_than_any_buffer(nix: NixRunner) -> None:
+    lines: list[bytes] = []
+    long = "builtins.concatStringsSep '''' (builtins.genList toString 500000)"
+    finished = await nix.run(*evaluate(f"builtins.trace ({long}) 1"), on_stderr=lines.append)
+    assert finished.returncode == 0
+    assert max(map(len, lines)) > 100_000
+
+
+async def test_the_store_is_the_configured_one(prepared: ChrootStore, nix: NixRunner) -> None:
+    finished = await nix.run("nix-store", "--query", "--hash", *sorted(prepared.all_paths())[:1])
+    assert finished.returncode == 0
+
+
+async def test_a_program_that_is_not_there(nix: NixRunner) -> None:
+    with pytest.raises(NixMissing) as raised:
+        await nix.run("nix-no-such-program")
+    assert raised.value.program == "nix-no-such-program"
+
+
+async def test_secrets_of_the_server_stay_with_it(nix: NixRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    finished = await nix.run(*evaluate('builtins.getEnv "AWS_SECRET_ACCESS_KEY"'))
+    assert finished.stdout.strip() == b'""'
+
+
+def builders(name: str) -> list[int]:
+    """Processes that build the derivation of that name, by their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"name={name}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
+
+
+async def until(condition: Callable[[], bool]) -> bool:
+    for _ in range(300):
+        if condition():
+            return True
+        await asyncio.sleep(0.03)
+    return False
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+async def test_nothing_is_left_running(own_store: ChrootStore, make_nix: MakeNix, how: str) -> None:
+    name = f"sleeping-{uuid.uuid4().hex}"
+    expression = (
+        f"(import {EXAMPLES} {{ }}).slow.overrideAttrs"
+        f' (_: {{ pname = "{name}"; version = "1"; script = "sleep 300"; }})'
+    )
+    command = ("nix-build", "--no-out-link", "-E", expression)
+    run = make_nix(own_store).run(*command, timeout_seconds=2 if how == "timeout" else None)
+    task = asyncio.create_task(run)
+    assert await until(lambda: builders(f"{name}-1") != []), "the builder has not begun"
+    if how == "cancelled":
+        task.cancel()
+    with pytest.raises((TimeoutError, asyncio.CancelledError)):
+        await task
+    assert await until(lambda: builders(f"{name}-1") == [])
