@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 from pathlib import Path
@@ -15,6 +14,9 @@ if sys.platform == "linux":
         flags.ATTRIB | flags.CREATE | flags.DELETE | flags.DELETE_SELF | flags.MODIFY
         | flags.MOVED_FROM | flags.MOVED_TO | flags.MOVE_SELF | flags.ONLYDIR
     )  # fmt: skip
+    _WAY_MASK: Final = flags.ATTRIB | flags.DELETE_SELF | flags.MOVE_SELF | flags.DONT_FOLLOW
+
+_MAX_WAY: Final = 200  # far more than Linux follows
 
 
 class DirectoryWatch:
@@ -31,24 +33,26 @@ class DirectoryWatch:
         """
         if sys.platform != "linux":
             raise OSError("no inotify on this system")
-        self._root = root
         self._inotify = INotify(nonblocking=True)
         self._changed = False
         self._events = select.poll()
         self._events.register(self._inotify, select.POLLIN)
-        # Taken first: should the root change hands meanwhile, the two differ for ever.
-        self._inode = _inode(root)
         try:
+            # inotify follows inodes, not names: the root may be a link, or below one, and be led elsewhere.
+            way = _way(root)
+            for place in way:
+                self._inotify.add_watch(place, _WAY_MASK)
             for directory in (root, *(root / name for name in directories)):
                 self._inotify.add_watch(directory, _MASK)
+            self._changed = _way(root) != way
         except OSError:
             self.close()
             raise
 
     def quiet(self) -> bool:
-        """Whether nothing has changed yet. Waits for nothing; costs a microsecond or two."""
-        # inotify follows an inode, not a name: the root may be a link, or below one, that now leads elsewhere.
-        self._changed = self._changed or bool(self._events.poll(0)) or _inode(self._root) != self._inode
+        """Whether nothing has changed yet. Waits for nothing; costs a microsecond."""
+        # Every request for a tag asks this: a poll is a third of a read that fails.
+        self._changed = self._changed or bool(self._events.poll(0))
         return not self._changed
 
     def close(self) -> None:
@@ -56,9 +60,22 @@ class DirectoryWatch:
         self._inotify.close()
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 # Path.stat is slower, and this is asked for every request
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+def _way(path: Path) -> list[Path]:
+    """The directories and links that the kernel passes on its way to `path`, which is absolute."""
+    way: list[Path] = []
+    here = Path("/")
+    pending = list(reversed(path.parts[1:]))
+    while pending and len(way) < _MAX_WAY:
+        part = pending.pop()
+        place = here / part
+        if part == "..":
+            here = here.parent
+        elif place.is_symlink():
+            way.append(place)
+            target = place.readlink()
+            here = Path("/") if target.is_absolute() else here
+            pending.extend(reversed(target.parts[target.is_absolute() :]))
+        else:
+            way.append(place)
+            here = place
+    return way

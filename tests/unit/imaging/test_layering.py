@@ -87,6 +87,10 @@ def test_a_library_of_many_stands_alone() -> None:
     groups = layer_groups(closure, (output,), 100)
     assert sorted(group.paths for group in groups) == sorted([(library,), tuple(sorted([output, *users]))])
     assert layer_groups(closure, (output,), 1)[0].paths == tuple(sorted(closure))
+    # To refer to itself makes nothing popular.
+    del closure[users[0]]
+    closure[output] = info(output, tuple(users[1:]))
+    assert [group.paths for group in layer_groups(closure, (output,), 100)] == [tuple(sorted(closure))]
 
 
 @pytest.mark.parametrize("limit", [1, 99, 2000])

@@ -73,6 +73,13 @@ def test_a_byte_at_a_time() -> None:
     assert whole(compression.decompress(bytes([byte]) for byte in packed)) == content
 
 
+def test_what_unpacks_to_much_comes_in_pieces() -> None:
+    packed = whole(compression.compress([bytes(3_000_000)]))
+    pieces = list(compression.decompress([packed]))
+    assert sum(map(len, pieces)) == 3_000_000
+    assert max(map(len, pieces)) <= compression.CHUNK_BYTES
+
+
 def test_nothing_is_no_member() -> None:
     assert whole(compression.decompress([])) == b""
     assert whole(compression.decompress([b"", b""])) == b""

@@ -98,6 +98,9 @@ def test_length_of_a_pax_record_counts_itself(size: int) -> None:
 def test_extended_headers_only_when_needed() -> None:
     assert len(tar.header(TarEntry.regular(b"a" * 100 + b"/" + b"b" * 100, 0))) == 512
     assert len(tar.header(TarEntry.regular(b"a" * 101, 0))) == 3 * 512
+    # ustar's own fields are ISO/IEC 646; pax records are UTF-8.
+    assert len(tar.header(TarEntry.regular("é".encode(), 0))) == 3 * 512
+    assert len(tar.header(TarEntry.symlink(b"a", "é".encode()))) == 3 * 512
 
 
 @pytest.mark.parametrize("size", [8**11 - 1, 8**11, 2**40])

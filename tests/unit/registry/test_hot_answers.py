@@ -31,7 +31,7 @@ async def answer(request: web.Request) -> web.Response:
     calls = request.app[CALLS]
     calls[f"{request.method} {request.path}"] += 1
     body = (await request.read()).decode()
-    if request.path.startswith("/slow"):
+    if "slow" in request.path:
         await asyncio.sleep(0.02)
     text = f"{request.path} {body}"
     if "size" in request.query:
@@ -168,6 +168,30 @@ def test_a_body_that_looks_like_a_hot_question(server: Server, app: web.Applicat
         client.send(chunked + b"%x\r\n" % len(hot), hot, b"\r\n0\r\n\r\n")
         assert client.receive().body == b"/echo " + hot
     assert app[CALLS]["GET /hot"] == 1
+
+
+def test_a_body_is_never_the_name_of_an_answer(server: Server) -> None:
+    """Else whoever posts could decide what others are told."""
+    victim = request("/hot-victim")
+    with server.connect() as client:
+        client.get("/hot")
+        client.send(request("/hot-slow", f"Content-Length: {len(victim)}", method="POST"))
+        time.sleep(0.05)  # a segment of its own
+        client.send(victim)
+        assert client.receive().body == b"/hot-slow " + victim
+    with server.connect() as client:
+        for _ in range(2):
+            assert client.get("/hot-victim").body == b"/hot-victim "
+
+
+def test_the_same_question_on_two_connections(server: Server) -> None:
+    with server.connect() as one, server.connect() as two:
+        for client in (one, two):
+            client.send(request("/hot-slow"))
+        assert one.receive().body == two.receive().body == b"/hot-slow "
+        one.get("/hot")
+    sizes = sum(found.size_bytes + len(head) for head, found in server.answers._answers.items())
+    assert server.answers._size_bytes == sizes
 
 
 def test_closing_is_honoured(server: Server) -> None:
