@@ -1,15 +1,18 @@
 """Classic images run in every container engine as any other image does."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.need import need
+from tests.integration.nixtools import EXAMPLES, ChrootStore, add_package
 from tests.integration.processes import run
 from tests.integration.runtimes.base import Runtime
 from tests.integration.runtimes.docker import Docker
-from tests.integration.server import DOCKER_MANIFEST, OCI_MANIFEST, Registry
+from tests.integration.server import DOCKER_MANIFEST, OCI_MANIFEST, Registry, serving
 
 # The last of 121 paths, by way of the package that refers to them all.
 READ_LAST_LEAF = "for path in $(cat /needs); do last=$path; done; cat $last/id"
@@ -34,6 +37,28 @@ def test_121_paths(registry: Registry, runtime: Runtime) -> None:
     runtime.pull(reference)
     assert runtime.run(reference, "bash", "-c", READ_LAST_LEAF) == "119\n"
     assert len(runtime.run(reference, "ls", "/nix/store").split()) >= 121
+
+
+@pytest.fixture(scope="module")
+def many_packages(scratch: Path, prepared_store: ChrootStore) -> Iterator[Registry]:
+    """A registry whose meta-package `many` stands for more packages than an image may have layers."""
+    source = Path(shutil.copytree(EXAMPLES, scratch / "many-packages"))
+    names = [f"part{number}" for number in range(120)]
+    for name in names:
+        add_package(source, name, f"mkdir -p $out/share/parts; echo {name} > $out/share/parts/{name}")
+    home = scratch / "many"
+    store = prepared_store.copy(home / "store")
+    settings = f"[meta_packages]\nmany = {names}\n"
+    with serving(Registry(home / "state", store.root, source, config=settings)) as running:
+        yield running
+
+
+def test_as_many_layers_as_allowed(many_packages: Registry, runtime: Runtime) -> None:
+    """Engines stack them all: overlayfs has a limit, and so have mount options."""
+    assert len(many_packages.pull("many/shell").layers) == 100
+    reference = f"{many_packages.host}/many/shell:latest"
+    runtime.pull(reference)
+    assert runtime.run(reference, "bash", "-c", "cat /share/parts/* | sort | uniq | wc -l").strip() == "120"
 
 
 def test_rootfs_extras(registry: Registry, docker_engine: Docker) -> None:
