@@ -121,7 +121,9 @@ class PackageSource(Protocol):
         """The pin of `tag` if that can be known at once, without any I/O that could wait."""
 
     async def checkout(self, pin: Pin) -> Path:
-        """A directory holding exactly that revision, never changed again. Raises SourceError."""
+        """A directory holding exactly that revision, never changed again. Raises TagNotFound, SourceError."""
+
+    def close(self) -> None: ...
 
 
 # --- Nix --------------------------------------------------------------------------------------------

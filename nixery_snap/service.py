@@ -75,6 +75,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         yield service
     finally:
         blobs.close()
+        steps.source.close()
 
 
 def _source(settings: Settings) -> PackageSource:

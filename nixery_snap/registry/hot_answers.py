@@ -125,15 +125,16 @@ class HotAnswers:
 class HotRequestHandler(web.RequestHandler):
     """aiohttp's protocol with a short way in front of it."""
 
-    __slots__ = ("_answers", "_eligible", "_head", "_ready", "_refresh_at")
+    __slots__ = ("_answers", "_head", "_ready", "_refresh_at")
 
     def __init__(
         self, manager: web.Server, answers: HotAnswers, *, loop: asyncio.AbstractEventLoop, **options: Any
     ) -> None:
         super().__init__(manager, loop=loop, **options)
         self._answers = answers
-        self._eligible = True  # only whole, plain requests so far, and the connection is to stay
-        self._ready = False  # nothing in flight; the first request of a connection takes the long way
+        # Nothing is in flight, and there were only whole, plain requests so far: one that is not makes this
+        # false for the rest of the connection.
+        self._ready = False
         self._head: bytes | None = None  # the one request in flight, if it is plain
         self._refresh_at = 0.0
 
@@ -150,9 +151,7 @@ class HotRequestHandler(web.RequestHandler):
                 self.transport.write(answer)
                 return
         if data:  # aiohttp itself calls with nothing, to have its buffers looked at again
-            plain = self._ready and is_plain(data)
-            self._eligible = self._eligible and plain
-            self._head = data if plain else None
+            self._head = data if self._ready and is_plain(data) else None
             self._ready = False
         super().data_received(data)
 
@@ -161,7 +160,7 @@ class HotRequestHandler(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         resp, reset = await super().finish_response(request, resp, start_time)
         head, self._head = self._head, None
-        if head is not None and self._eligible and not reset and resp.keep_alive:
+        if head is not None and not reset and resp.keep_alive:
             self._answers.remember(head, request, resp)
             self._refresh_at = self._loop.time() + self.keepalive_timeout / 2
             self._ready = True
@@ -184,11 +183,11 @@ class HotRequestHandler(web.RequestHandler):
         return response
 
     def close(self) -> None:
-        self._eligible = self._ready = False
+        self._ready = False
         super().close()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 (aiohttp's signature)
-        self._eligible = self._ready = False
+        self._ready = False
         await super().shutdown(timeout)
 
 

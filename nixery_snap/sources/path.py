@@ -63,10 +63,7 @@ class PathSource:
 
     async def _renew(self) -> Pin:
         """Fingerprint and copy the directory anew; the lock is held."""
-        if self._current is not None:
-            self._current[1].close()
-        # Nothing is current while the directory is read, nor after a failure.
-        self._current = None
+        self.close()  # nothing is current while the directory is read, nor after a failure
         pin, watch = await asyncio.to_thread(self._snapshot)
         self._current = (pin, watch) if watch else None
         return pin
@@ -78,6 +75,12 @@ class PathSource:
             return None
         pin, watch = self._current
         return pin if watch.quiet() else None
+
+    def close(self) -> None:
+        """Stop watching; asked again, the source starts anew."""
+        if self._current is not None:
+            self._current[1].close()
+            self._current = None
 
     async def checkout(self, pin: Pin) -> Path:
         path = self._checkouts / pin.revision / "source"

@@ -19,8 +19,7 @@ def directory(tmp_path: Path) -> Path:
 def source(directory: Path, tmp_path: Path) -> Iterator[PackageSource]:
     source = PathSource(directory, tmp_path / "checkouts")
     yield source
-    if source._current:
-        source._current[1].close()
+    source.close()
 
 
 async def test_a_pin_holds_as_long_as_nothing_changes(source: PackageSource) -> None:

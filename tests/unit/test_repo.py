@@ -18,9 +18,9 @@ LOCKED = re.compile(r"([\w.-]+)==([\w.+!]+)( ; [^\\\n]+)?(?: \\\n    --hash=sha2
 
 # Written so that they do not match themselves.
 REGISTRY_HOST = re.compile(
-    r"\b(?:pypi|pythonhosted|debian|npmjs|crates|golang|apache\.maven)\.(?:org|net|com|io)\b"
+    r"\b(?:pypi|python[h]osted|debian|[n]pmjs|crates|golang|apache\.maven)\.(?:org|net|com|io)\b"
 )
-OF_ONE_MACHINE = re.compile(r"/work/(?:main|shared)|/root/[.]|/opt/wheel[s]|/home/[a-z]+/\w")
+OF_ONE_MACHINE = re.compile(rf"{re.escape(str(ROOT))}\b|/roo[t]/[.]|/home/[a-z]+/\w")
 
 
 def locked(name: str) -> dict[str, str]:

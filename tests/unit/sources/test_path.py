@@ -40,8 +40,7 @@ def sources(tmp_path: Path) -> Iterator[Callable[[Path], PathSource]]:
 
     yield make
     for source in made:
-        if source._current:
-            source._current[1].close()
+        source.close()
 
 
 @pytest.fixture
