@@ -148,10 +148,10 @@ def _with_end(chunks: Iterable[bytes]) -> Iterator[bytes]:
 def _pack(chunks: Iterable[bytes], writer: BlobWriter, diff: _Hash) -> None:
     """Compress `chunks` into one member while hashing what goes in."""
 
-    def hashed() -> Iterator[bytes]:
-        for chunk in chunks:
-            diff.update(chunk)
-            yield chunk
+    def hashed() -> Iterator[bytes | memoryview]:
+        for piece in compression.pieces(chunks):  # the digest of many small chunks takes longer
+            diff.update(piece)
+            yield piece
 
     for piece in compression.compress(hashed()):
         writer.write(piece)

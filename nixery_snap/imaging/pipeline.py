@@ -15,6 +15,7 @@ from typing import Any, Final
 import structlog
 from cachetools import LRUCache
 
+from nixery_snap.errors import RealisationFailed
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.locate import find_closure
@@ -74,7 +75,7 @@ class Steps:
 
 
 class Pipeline:
-    """Makes images. `base_packages` go into every image; `layout` is what shapes images beside requests."""
+    """Makes images. `base_packages` go into every image; classic ones have at most `max_layers`."""
 
     def __init__(
         self,
@@ -137,8 +138,14 @@ class Pipeline:
                 self._present[key] = True
                 return image
         resolution = await self._resolve(request, pin, progress)
-        with _timed("realised", packages=len(resolution.packages)):
-            await self._steps.realiser.realise(key, resolution.packages, progress)
+        try:
+            await self._realise(key, resolution, progress)
+        except RealisationFailed:
+            if await self._steps.realiser.knows(resolution.packages):
+                raise
+            # The derivations have been collected as garbage since they were remembered.
+            resolution = await self._resolve(request, pin, progress, anew=True)
+            await self._realise(key, resolution, progress)
         with _timed("located") as facts:
             closure = await find_closure(self._steps.path_infos, resolution.outputs)
             facts["paths"] = len(closure)
@@ -156,17 +163,21 @@ class Pipeline:
         record = await self._steps.records.put("image", key, record)
         return Image(Digest.parse(record["manifest"]), pin, record)
 
-    async def _resolve(self, request: ImageRequest, pin: Pin, progress: Progress) -> Resolution:
-        """Both formats of an image share one evaluation."""
+    async def _realise(self, key: str, resolution: Resolution, progress: Progress) -> None:
+        with _timed("realised", packages=len(resolution.packages)):
+            await self._steps.realiser.realise(key, resolution.packages, progress)
+
+    async def _resolve(
+        self, request: ImageRequest, pin: Pin, progress: Progress, *, anew: bool = False
+    ) -> Resolution:
+        """Both formats of an image share one evaluation, remembered unless it is to be made `anew`."""
         names = tuple(sorted({*request.names, *self._base_packages}))
         requested, every = ([list(name.parts) for name in some] for some in (request.names, names))
         key = cache_key(RECIPE_VERSION, pin.revision, request.system, requested, every)
 
         async def evaluate() -> Resolution:
-            if record := await self._steps.records.get("resolution", key):
-                resolution = Resolution.from_json(record)
-                if await self._steps.realiser.knows(resolution.packages):
-                    return resolution
+            if not anew and (record := await self._steps.records.get("resolution", key)):
+                return Resolution.from_json(record)
             progress(f"evaluating {request.title}")
             checkout = await self._steps.source.checkout(pin)
             with _timed("evaluated", system=request.system, names=len(names)):
@@ -175,7 +186,7 @@ class Pipeline:
             await self._steps.records.put("resolution", key, resolution.to_json())
             return resolution
 
-        return await self._resolutions.run(key, evaluate)
+        return await self._resolutions.run(f"{key} {anew}", evaluate)
 
     async def manifest(self, image: Image) -> Manifest:
         return Manifest.parse(await self._steps.blobs.get(image.digest))

@@ -83,7 +83,7 @@ class StoreFiles:
         node = self._root(path)
         yield FileEntry(b"", node, _content(root, node))
         if isinstance(node, Directory):
-            yield from _below(root, b"")
+            yield from _below(root)
 
     def _root(self, path: StorePath) -> Node:
         try:
@@ -96,13 +96,15 @@ class StoreFiles:
         return _tree(os.fsencode(self._directory / path.base_name)) if isinstance(root, Directory) else root
 
 
-def _below(directory: bytes, prefix: bytes) -> Iterator[FileEntry]:
-    for name in sorted(os.listdir(directory)):
-        path = directory + b"/" + name
+def _below(root: bytes) -> Iterator[FileEntry]:
+    pending = sorted(os.listdir(root), reverse=True)
+    while pending:
+        name = pending.pop()
+        path = root + b"/" + name
         node = _node(path)
-        yield FileEntry(prefix + name, node, _content(path, node))
+        yield FileEntry(name, node, _content(path, node))
         if isinstance(node, Directory):
-            yield from _below(path, prefix + name + b"/")
+            pending += [name + b"/" + child for child in sorted(os.listdir(path), reverse=True)]
 
 
 def _tree(directory: bytes) -> Directory:
@@ -131,7 +133,9 @@ def _content(path: bytes, node: Node) -> Iterator[bytes]:
         return
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        while chunk := os.read(handle, _CHUNK_BYTES):
+        left = node.size_bytes
+        while left and (chunk := os.read(handle, min(left, _CHUNK_BYTES))):
+            left -= len(chunk)
             yield chunk
     finally:
         os.close(handle)

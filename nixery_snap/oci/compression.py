@@ -19,14 +19,14 @@ CODEC: Final = f"gzip-zlib-ng-{zlib_ng.ZLIBNG_RUNTIME_VERSION}-level{LEVEL}"
 _GZIP = 16 + 15  # gzip framing, 32 KiB window
 
 
-def compress(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def compress(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
     """One gzip member holding all chunks. The result depends on their concatenation only.
 
     The codec's output may change with the sizes of the pieces that it is fed, so it is always fed whole
     pieces of CHUNK_BYTES and one last remainder.
     """
     codec = zlib_ng.compressobj(LEVEL, zlib_ng.DEFLATED, _GZIP)
-    for piece in _pieces(chunks):
+    for piece in pieces(chunks):
         if packed := codec.compress(piece):
             yield packed
     yield codec.flush()
@@ -56,7 +56,7 @@ def decompress(chunks: Iterable[bytes]) -> Iterator[bytes]:
         raise ValueError("the gzip data ends too early")
 
 
-def _pieces(chunks: Iterable[bytes]) -> Iterator[bytes | memoryview]:
+def pieces(chunks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """The same bytes cut anew: every piece but the last has CHUNK_BYTES."""
     buffer = bytearray()
     for chunk in chunks:

@@ -14,7 +14,12 @@ from typing import Final
 BLOCK_BYTES: Final = 512
 MTIME: Final = 1  # as in a Nix store; 0 makes some tools warn of an implausibly old file
 END: Final = bytes(2 * BLOCK_BYTES)
-_MAX_USTAR_SIZE = 0o77777777777  # 8 GiB - 1: eleven octal digits
+_NUMBERS: Final = b"0000000\0" * 2
+_MTIME_FIELD: Final = b"%011o\0" % MTIME
+_MAGIC: Final = b"ustar\x0000"
+# The checksum is over the block with blanks in its own place; these bytes are the same in every header.
+_FIXED_SUM: Final = sum(_NUMBERS * 2 + _MTIME_FIELD + b" " * 8 + _MAGIC)
+_MAX_USTAR_SIZE: Final = 0o77777777777  # 8 GiB - 1: eleven octal digits
 
 
 class EntryType(Enum):
@@ -103,20 +108,25 @@ def _split(name: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _ustar(name: bytes, prefix: bytes, mode: int, size: int, flag: bytes, target: bytes) -> bytes:
-    block = bytearray(BLOCK_BYTES)
-    block[0 : len(name)] = name
-    block[100:108] = b"%07o\0" % mode
-    block[108:124] = b"0000000\0" * 2
-    block[124:136] = b"%011o\0" % size
-    block[136:148] = b"%011o\0" % MTIME
-    block[148:156] = b" " * 8
-    block[156:157] = flag
-    block[157 : 157 + len(target)] = target
-    block[257:265] = b"ustar\x0000"
-    block[329:345] = b"0000000\0" * 2
-    block[345 : 345 + len(prefix)] = prefix
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    mode_field, size_field = b"%07o\0" % mode, b"%011o\0" % size
+    checksum = _FIXED_SUM + sum(b"".join((name, prefix, target, mode_field, size_field, flag)))
+    return b"".join(
+        (
+            name.ljust(100, b"\0"),
+            mode_field,
+            _NUMBERS,  # uid, gid
+            size_field,
+            _MTIME_FIELD,
+            b"%06o\0 " % checksum,
+            flag,
+            target.ljust(100, b"\0"),
+            _MAGIC,
+            bytes(64),  # user and group names
+            _NUMBERS,  # device numbers
+            prefix.ljust(155, b"\0"),
+            bytes(12),
+        )
+    )
 
 
 def _pax_record(key: bytes, value: bytes) -> bytes:

@@ -141,3 +141,13 @@ def test_where_two_sources_are_the_same_so_are_the_images(
     here, there = edited.pull("hello"), registry.pull("hello")
     assert revision_of(here) == revision_of(there)
     assert [layer["digest"] for layer in here.layers] == [layer["digest"] for layer in there.layers]
+
+
+def test_what_the_garbage_collector_took_is_made_again(edited: Registry, own_store: ChrootStore) -> None:
+    """The evaluation is remembered, the derivations that it wrote are gone."""
+    edited.pull("nix-snapshotter/hello")
+    shutil.rmtree(edited.state / "cache/gcroots")
+    own_store.run("nix-store", "--gc")
+    assert not list(own_store.root.glob("nix/store/*-hello-*"))
+    edited.pull("classic/hello")
+    assert len(edited.events("evaluated")) == 2
