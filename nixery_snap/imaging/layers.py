@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nixery_snap.errors import StorageError
 from nixery_snap.imaging.coalesce import Coalescer
+from nixery_snap.imaging.read_ahead import read_ahead
 from nixery_snap.imaging.request import cache_key
 from nixery_snap.nix.file_tree import Directory, Node, Regular, Symlink
 from nixery_snap.nix.path_info import PathInfo
@@ -25,6 +26,7 @@ from nixery_snap.ports import BlobStore, BlobWriter, FileEntry, Records, StoreCo
 if TYPE_CHECKING:
     from hashlib import _Hash
 
+_READ_AHEAD_BYTES: Final = 4 * 1024 * 1024  # below, a thread costs more than it gains
 STORE_PARENTS: Final = (TarEntry.directory(b"nix"), TarEntry.directory(b"nix/store"))
 
 
@@ -91,12 +93,12 @@ class LayerMaker:
             layer = Layer.from_json(record)
             if await self._blobs.has(layer.digest):
                 return layer
-        members = {info.path: await self._member(info) for info in infos}
+        members = {info: await self._member(info) for info in infos}
         async with self._threads:
             layer, packed = await asyncio.to_thread(self._pack_paths, members)
         for info in infos:
-            if info.path in packed:
-                await self._records.put("member", _member_key(info), packed[info.path].to_json())
+            if info in packed:
+                await self._records.put("member", _member_key(info), packed[info].to_json())
         return Layer.from_json(await self._records.put("layer", recipe, layer.to_json()))
 
     async def _member(self, info: PathInfo) -> Member | None:
@@ -106,17 +108,18 @@ class LayerMaker:
         member = Member.from_json(record)
         return member if await self._blobs.has(member.blob) else None
 
-    def _pack_paths(self, members: dict[StorePath, Member | None]) -> tuple[Layer, dict[StorePath, Member]]:
+    def _pack_paths(self, members: dict[PathInfo, Member | None]) -> tuple[Layer, dict[PathInfo, Member]]:
         """Copies the members that exist, packs the others; returns where these then stand."""
-        spans: dict[StorePath, tuple[int, int]] = {}
+        spans: dict[PathInfo, tuple[int, int]] = {}
 
         def fill(writer: BlobWriter, diff: _Hash) -> None:
             _pack(tar.archive((entry, ()) for entry in STORE_PARENTS), writer, diff)
-            for path, member in members.items():
+            for info, member in members.items():
                 start = writer.size_bytes
                 if member is None:
-                    _pack(tar.archive(_tar_entries(path, self._contents.entries(path))), writer, diff)
-                    spans[path] = start, writer.size_bytes - start
+                    entries = _tar_entries(info.path, self._contents.entries(info.path))
+                    _pack(tar.archive(entries), writer, diff, ahead=info.nar_size >= _READ_AHEAD_BYTES)
+                    spans[info] = start, writer.size_bytes - start
                 else:
                     stored = self._blobs.read(member.blob, member.start, member.size_bytes)
                     for piece in compression.decompress(_tee(stored, writer)):
@@ -124,7 +127,7 @@ class LayerMaker:
             _pack((tar.END,), writer, diff)
 
         layer = self._write(fill)
-        return layer, {path: Member(layer.digest, *span) for path, span in spans.items()}
+        return layer, {info: Member(layer.digest, *span) for info, span in spans.items()}
 
     def _write(self, fill: Callable[[BlobWriter, _Hash], None]) -> Layer:
         diff = hashlib.sha256()
@@ -145,15 +148,15 @@ def _with_end(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield tar.END
 
 
-def _pack(chunks: Iterable[bytes], writer: BlobWriter, diff: _Hash) -> None:
-    """Compress `chunks` into one member while hashing what goes in."""
+def _pack(chunks: Iterable[bytes], writer: BlobWriter, diff: _Hash, *, ahead: bool = False) -> None:
+    """Compress `chunks` into one member while hashing what goes in; `ahead`: by two threads."""
 
     def hashed() -> Iterator[bytes | memoryview]:
         for piece in compression.pieces(chunks):  # the digest of many small chunks takes longer
             diff.update(piece)
             yield piece
 
-    for piece in compression.compress(hashed()):
+    for piece in compression.compress(read_ahead(hashed()) if ahead else hashed()):
         writer.write(piece)
 
 

@@ -130,13 +130,17 @@ async def _writable(out: int) -> None:
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     loop.add_writer(out, _wake, ready)
+    timer = loop.call_later(STALL_SECONDS, _stalled, ready)
     try:
-        async with asyncio.timeout(STALL_SECONDS):
-            await ready
-    except TimeoutError as error:
-        raise ConnectionResetError("the client has stopped reading") from error
+        await ready
     finally:
+        timer.cancel()
         loop.remove_writer(out)
+
+
+def _stalled(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_exception(ConnectionResetError("the client has stopped reading"))
 
 
 def _wake(ready: asyncio.Future[None]) -> None:
