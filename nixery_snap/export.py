@@ -63,9 +63,9 @@ _File = tuple[str, int, Iterator[bytes]]
 
 
 def _blobs_of(blobs: BlobStore, manifest: Manifest) -> Iterator[tuple[Descriptor, Iterator[bytes]]]:
-    for descriptor in dict.fromkeys((manifest.config.digest, *(layer.digest for layer in manifest.layers))):
-        found = next(d for d in (manifest.config, *manifest.layers) if d.digest == descriptor)
-        yield found, blobs.read(found.digest)
+    """Each blob once, also where an image has one layer twice."""
+    for digest, descriptor in {part.digest: part for part in (*manifest.layers, manifest.config)}.items():
+        yield descriptor, blobs.read(digest)
 
 
 def _oci_layout(blobs: BlobStore, manifest: Manifest, content: bytes, tag: str) -> Iterator[_File]:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 from cachetools import LRUCache
 
-from nixery_snap.errors import RealisationFailed
+from nixery_snap.errors import BlobNotFound, RealisationFailed
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.locate import find_closure
@@ -88,8 +88,8 @@ class Pipeline:
         self._base_packages = frozenset(base_packages)
         self._max_layers = max_layers
         self._pins: Coalescer[Pin] = Coalescer()
-        # Images whose manifest has been seen in the store by this process.
-        self._present: LRUCache[str, bool] = LRUCache(4096)
+        # Images whose blobs have been seen in the store by this process.
+        self._whole: LRUCache[str, bool] = LRUCache(4096)
         self._images: Coalescer[Image] = Coalescer(failure_ttl_seconds)
         self._resolutions: Coalescer[Resolution] = Coalescer()
 
@@ -134,8 +134,8 @@ class Pipeline:
     async def _image(self, key: str, request: ImageRequest, pin: Pin, progress: Progress) -> Image:
         if record := await self._steps.records.get("image", key):
             image = Image(Digest.parse(record["manifest"]), pin, record)
-            if key in self._present or await self._steps.blobs.has(image.digest):
-                self._present[key] = True
+            if key in self._whole or await self._is_whole(image):
+                self._whole[key] = True
                 return image
         resolution = await self._resolve(request, pin, progress)
         try:
@@ -162,6 +162,15 @@ class Pipeline:
         # A build need not be reproducible: whichever replica records its image first, all serve that one.
         record = await self._steps.records.put("image", key, record)
         return Image(Digest.parse(record["manifest"]), pin, record)
+
+    async def _is_whole(self, image: Image) -> bool:
+        """Whether the store still has all of it; manifest and config are read, and so checked, as they are small."""
+        try:
+            manifest = await self.manifest(image)
+            await self._steps.blobs.get(manifest.config.digest)
+        except BlobNotFound:
+            return False
+        return all([await self._steps.blobs.has(layer.digest) for layer in manifest.layers])
 
     async def _realise(self, key: str, resolution: Resolution, progress: Progress) -> None:
         with _timed("realised", packages=len(resolution.packages)):

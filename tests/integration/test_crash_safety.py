@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.integration.nixtools import ChrootStore
 from tests.integration.processes import run
 from tests.integration.server import PROGRAM, Registry
@@ -58,3 +60,19 @@ def test_killed_at_random_moments(directory: Path, own_store: ChrootStore, own_s
     for name in NAMES:
         command = ["inspect", name, "--verify", *registry.options]
         run(*PROGRAM, *command, env=registry.program_env)
+
+
+@pytest.mark.parametrize("part", ["manifest", "config"])
+def test_a_blob_that_a_power_cut_emptied(directory: Path, own_store: ChrootStore, part: str) -> None:
+    """The name is on the disk and the content is not: the image is assembled again."""
+    registry = Registry(directory / "state", own_store.root).start()
+    try:
+        image = registry.pull("hello")
+        registry.stop()
+        digest = image.digest if part == "manifest" else image.manifest["config"]["digest"]
+        (blob,) = (directory / "state/storage").glob(f"blobs/*/*/{digest.removeprefix('sha256:')}")
+        blob.write_bytes(b"")
+        registry.start()
+        assert registry.pull("hello") == image
+    finally:
+        registry.stop()

@@ -1,3 +1,5 @@
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +44,9 @@ def test_every_path_exactly_once_in_few_enough_groups(
 
 
 @given(closures(), st.integers(1, 30), st.randoms())
-def test_the_order_of_the_input_does_not_matter(drawn, limit, random) -> None:  # type: ignore[no-untyped-def]
+def test_the_order_of_the_input_does_not_matter(
+    drawn: tuple[Closure, tuple[StorePath, ...]], limit: int, random: Random
+) -> None:
     closure, outputs = drawn
     shuffled = dict(random.sample(list(closure.items()), len(closure)))
     again = layer_groups(shuffled, tuple(random.sample(outputs, len(outputs))), limit)

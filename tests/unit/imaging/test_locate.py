@@ -29,7 +29,9 @@ class Sparing:
 @given(
     st.dictionaries(st.sampled_from(PATHS), st.sets(st.sampled_from(PATHS))), st.sets(st.sampled_from(PATHS))
 )
-async def test_the_closure_or_what_is_missing(graph, roots) -> None:  # type: ignore[no-untyped-def]
+async def test_the_closure_or_what_is_missing(
+    graph: dict[StorePath, set[StorePath]], roots: set[StorePath]
+) -> None:
     infos = {path: info(path, tuple(references)) for path, references in graph.items()}
     expected, unknown = reachable(roots, infos)
     if unknown:

@@ -1,3 +1,4 @@
+import asyncio
 import copy
 import tarfile
 from collections.abc import Callable
@@ -23,8 +24,6 @@ ABSENT = store_path("absent")
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[ImageFormat, Opened]:
-    import asyncio  # noqa: PLC0415 - only to make a fixture of a module out of a coroutine
-
     async def make() -> dict[ImageFormat, Opened]:
         store, tool = sample_store(tmp_path_factory.mktemp("store"))
         maker = ImageMaker(store)

@@ -2,6 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixery_snap.nix.path_info import reachable
+from nixery_snap.nix.store_path import StorePath
 from tests.unit.stores import info, store_path
 
 PATHS = [store_path(f"p{number}") for number in range(8)]
@@ -9,7 +10,9 @@ graphs = st.dictionaries(st.sampled_from(PATHS), st.sets(st.sampled_from(PATHS))
 
 
 @given(graphs, st.sets(st.sampled_from(PATHS)))
-def test_reachable_is_the_least_closed_set(graph, roots) -> None:  # type: ignore[no-untyped-def]
+def test_reachable_is_the_least_closed_set(
+    graph: dict[StorePath, set[StorePath]], roots: set[StorePath]
+) -> None:
     infos = {path: info(path, tuple(references)) for path, references in graph.items()}
     closure, unknown = reachable(roots, infos)
 

@@ -1,5 +1,6 @@
 import json
 import math
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ def test_json_reads_it_back(value: object) -> None:
 
 
 @given(st.lists(st.tuples(texts, st.integers()), max_size=8, unique_by=lambda pair: pair[0]), st.randoms())
-def test_order_of_keys_does_not_matter(pairs, random) -> None:  # type: ignore[no-untyped-def]
+def test_order_of_keys_does_not_matter(pairs: list[tuple[str, int]], random: Random) -> None:
     shuffled = random.sample(pairs, len(pairs))
     assert canonical_json.encode({"inner": dict(pairs)}) == canonical_json.encode({"inner": dict(shuffled)})
 
