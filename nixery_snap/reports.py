@@ -39,7 +39,7 @@ def welcome(console: Console, settings: Settings, address: str) -> None:
         f"  docker run --rm {address}/hello",
         f"  docker run --rm -it {address}/shell/git/curl",
         f"  podman run --rm --tls-verify=false {address}/shell/hello hello",
-        f"  skopeo inspect --tls-verify=false docker://{address}/{other}/shell/hello",
+        f"  skopeo inspect --no-tags --tls-verify=false docker://{address}/{other}/shell/hello",
         "",
         f"Images are in the {settings.format} format; put {other}/ in front of a name for the other one.",
     ]
