@@ -142,6 +142,18 @@ class ManifestTooLarge(ImageError):
         )
 
 
+class PathsNotFetchable(ImageError):
+    """Store paths that no substituter of the clients has, and that are not to be published."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self.paths = paths
+        more = f" and {len(paths) - 10} more" if len(paths) > 10 else ""
+        super().__init__(
+            f"no binary cache that clients use has {', '.join(paths[:10])}{more}, and this server publishes"
+            " nothing (setting binary_cache.publish); ask for the classic/ format instead"
+        )
+
+
 class InvalidImage(ImageError):
     """An image that breaks an invariant; `defects` lists every breach the validator saw."""
 
@@ -227,6 +239,43 @@ class PathsMissing(NixError):
     def __init__(self, paths: tuple[str, ...]) -> None:
         self.paths = paths
         super().__init__(f"no source knows these store paths: {', '.join(paths[:10])}")
+
+
+# --- binary caches ----------------------------------------------------------------------------------
+
+
+class SubstituterError(NixerySnapError):
+    """A substituter could not or must not be used; `url` names it, without credentials."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        self.url, self.reason = url, reason
+        super().__init__(f"the binary cache {url} {reason}")
+
+
+class SubstituterUnreachable(SubstituterError):
+    """It does not answer, or with errors only."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(url, f"cannot be reached: {reason}")
+
+
+class CorruptPath(SubstituterError):
+    """What it has of `path` is not what it should be."""
+
+    def __init__(self, url: str, path: str, reason: str) -> None:
+        self.path = path
+        super().__init__(url, f"has a bad {path}: {reason}")
+
+
+class BadSignature(CorruptPath):
+    """No trusted key has signed `path`; `keys` are the names of those that claim to have."""
+
+    def __init__(self, url: str, path: str, keys: tuple[str, ...]) -> None:
+        self.keys = keys
+        claimed = f"signed by {', '.join(keys)}, none of which" if keys else "it is not signed, so nothing"
+        super().__init__(
+            url, path, f"{claimed} verifies under a trusted key; see public_keys of [[substituters]]"
+        )
 
 
 # --- the server's own ground ------------------------------------------------------------------------

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from nixery_snap.errors import PackageProblem
 from nixery_snap.nix.attribute_path import AttributePath
-from nixery_snap.nix.file_tree import Node
-from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix.file_tree import FileEntry, Node
+from nixery_snap.nix.path_info import Closure, PathInfo
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.oci.digest import Digest
 
@@ -226,25 +226,38 @@ class PathInfoSource(Protocol):
         """Of those `paths` that it knows; may add what they refer to, where one question answers both."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """One file system object below a store path; `name` is relative, empty for the root itself.
+class StoreContents(Protocol):
+    """Reads what is inside store paths, where their path info came from. Links are never followed.
 
-    `content` is what a regular file holds; a directory's `node` has no entries here.
+    Raises PathsMissing, SubstituterError.
     """
 
-    name: bytes
-    node: Node
-    content: Iterator[bytes]
-
-
-class StoreContents(Protocol):
-    """Reads what is inside store paths. Links are never followed. Raises PathsMissing."""
-
-    async def root(self, path: StorePath) -> Node:
+    async def root(self, info: PathInfo) -> Node:
         """The node at the root; a directory without its entries."""
 
-    async def file_tree(self, path: StorePath) -> Node: ...
+    async def file_tree(self, info: PathInfo) -> Node: ...
 
-    def entries(self, path: StorePath) -> Iterator[FileEntry]:
-        """Blocking. Parents before children, children in byte order of their names; contents lazily."""
+    def entries(self, info: PathInfo) -> Iterator[FileEntry]:
+        """Blocking. Parents before children, children in byte order of their names; contents lazily.
+
+        What does not have the info's NAR hash and size raises CorruptPath, at the latest at the end.
+        """
+
+
+class Publisher(Protocol):
+    """Sees to it that clients can fetch what an image names."""
+
+    async def closure_info(self, closure: Closure) -> StorePath | None:
+        """The path, published by `offer`, whose one file lists `closure`; None where clients could not fetch it."""
+
+    async def offer(self, closure: Closure, progress: Progress) -> None:
+        """Afterwards clients can fetch all of `closure`. Raises PathsNotFetchable."""
+
+
+class BinaryCache(Protocol):
+    """What is served as a binary cache, by names of its standard layout."""
+
+    async def narinfo(self, hash_part: str) -> bytes | None: ...
+
+    async def file(self, name: str) -> Location | None:
+        """`nar/<file>`, `<hash part>.ls` or `log/<derivation>`; None for what is not there."""

@@ -13,7 +13,7 @@ from nixery_snap.errors import StorageError
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.read_ahead import read_ahead
 from nixery_snap.imaging.request import cache_key
-from nixery_snap.nix.file_tree import Directory, Node, Regular, Symlink
+from nixery_snap.nix.file_tree import Directory, FileEntry, Node, Regular, Symlink
 from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.oci import compression, tar
@@ -21,7 +21,7 @@ from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import Descriptor
 from nixery_snap.oci.media_types import OCI_LAYER_GZIP
 from nixery_snap.oci.tar import EntryType, TarEntry
-from nixery_snap.ports import BlobStore, BlobWriter, FileEntry, Records, StoreContents
+from nixery_snap.ports import BlobStore, BlobWriter, Records, StoreContents
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -117,7 +117,7 @@ class LayerMaker:
             for info, member in members.items():
                 start = writer.size_bytes
                 if member is None:
-                    entries = _tar_entries(info.path, self._contents.entries(info.path))
+                    entries = _tar_entries(info.path, self._contents.entries(info))
                     _pack(tar.archive(entries), writer, diff, ahead=info.nar_size >= _READ_AHEAD_BYTES)
                     spans[info] = start, writer.size_bytes - start
                 else:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from nixery_snap.nix.file_tree import Directory, Node, Symlink
+from nixery_snap.nix.path_info import Closure
 from nixery_snap.nix.store_path import STORE_DIR, StorePath, store_path_of
 from nixery_snap.ports import StoreContents
 
@@ -15,7 +14,7 @@ _STORE_PARTS = STORE_DIR.strip("/").split("/")
 class Resolver:
     """Looks nodes up by absolute path among the store paths of `closure`; file trees are read once."""
 
-    def __init__(self, contents: StoreContents, closure: Collection[StorePath]) -> None:
+    def __init__(self, contents: StoreContents, closure: Closure) -> None:
         self._contents = contents
         self._closure = closure
         self._roots: dict[StorePath, Node] = {}
@@ -24,7 +23,7 @@ class Resolver:
     async def root(self, path: StorePath) -> Node:
         """The root of a store path, links followed not; a directory without its entries."""
         if path not in self._roots:
-            self._roots[path] = await self._contents.root(path)
+            self._roots[path] = await self._contents.root(self._closure[path])
         return self._roots[path]
 
     async def follow(self, path: str) -> tuple[str, Node] | None:
@@ -75,5 +74,7 @@ class Resolver:
         if path not in self._trees:
             root = await self.root(path)
             # A link or a file is its own whole tree.
-            self._trees[path] = await self._contents.file_tree(path) if isinstance(root, Directory) else root
+            self._trees[path] = (
+                await self._contents.file_tree(self._closure[path]) if isinstance(root, Directory) else root
+            )
         return self._trees[path]

@@ -5,7 +5,7 @@ Names are text with undecodable bytes as lone surrogates (PEP 383), as `os.fsdec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 
@@ -28,3 +28,15 @@ class Directory:
 
 
 Node = Regular | Symlink | Directory
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file system object of a file tree; `name` is relative to its root, empty for the root itself.
+
+    `content` is what a regular file holds; a directory's `node` has no entries here.
+    """
+
+    name: bytes
+    node: Node
+    content: Iterator[bytes]

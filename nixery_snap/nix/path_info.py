@@ -12,13 +12,19 @@ from nixery_snap.nix.store_path import StorePath
 class PathInfo:
     """`nar_hash` is `sha256:<nix base 32>` of the uncompressed NAR, `nar_size` its length in bytes.
 
-    `references` are direct, sorted, and may hold the path itself.
+    `references` are direct, sorted, and may hold the path itself. `content_address` is in Nix's notation, as
+    in `fixed:r:sha256:…`; `signatures` are `name:base64`. `origin` is the URL of the substituter that says so,
+    empty for the local store.
     """
 
     path: StorePath
     nar_hash: str
     nar_size: int
     references: tuple[StorePath, ...]
+    deriver: StorePath | None = None
+    signatures: tuple[str, ...] = ()
+    content_address: str | None = None
+    origin: str = ""
 
 
 Closure = Mapping[StorePath, PathInfo]

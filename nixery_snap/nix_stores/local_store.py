@@ -14,10 +14,9 @@ from typing import Final
 
 from nixery_snap.errors import InvalidFormat, PathsMissing, StorageError
 from nixery_snap.nix import base32
-from nixery_snap.nix.file_tree import Directory, Node, Regular, Symlink
+from nixery_snap.nix.file_tree import Directory, FileEntry, Node, Regular, Symlink
 from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix.store_path import StorePath
-from nixery_snap.ports import FileEntry
 
 _CHUNK_BYTES: Final = 256 * 1024
 # All that the given paths reach, each with its references, in one question.
@@ -27,7 +26,7 @@ _CLOSURE_SQL: Final = """
         UNION
         SELECT reference FROM Refs JOIN closure ON referrer = closure.id
     )
-    SELECT v.path, v.hash, v.narSize, group_concat(r.path, ' ')
+    SELECT v.path, v.hash, v.narSize, v.deriver, v.sigs, v.ca, group_concat(r.path, ' ')
     FROM closure JOIN ValidPaths v ON v.id = closure.id
     LEFT JOIN Refs ON Refs.referrer = v.id LEFT JOIN ValidPaths r ON r.id = Refs.reference
     GROUP BY v.id
@@ -54,7 +53,15 @@ class StoreDatabase:
             raise StorageError(f"the Nix store's database cannot be read: {error}") from error
 
 
-def _path_info(path: str, nar_hash: str, nar_size: int, references: str | None) -> PathInfo:
+def _path_info(
+    path: str,
+    nar_hash: str,
+    nar_size: int,
+    deriver: str | None,
+    signatures: str | None,
+    content_address: str | None,
+    references: str | None,
+) -> PathInfo:
     algorithm, _, digest = nar_hash.partition(":")
     if algorithm != "sha256":
         raise InvalidFormat("NAR hash", nar_hash, "only sha256 is known")
@@ -63,6 +70,9 @@ def _path_info(path: str, nar_hash: str, nar_size: int, references: str | None) 
         f"sha256:{base32.encode(bytes.fromhex(digest))}",
         nar_size or 0,
         tuple(sorted(map(StorePath.parse, (references or "").split()))),
+        StorePath.parse(deriver) if deriver else None,
+        tuple((signatures or "").split()),
+        content_address or None,
     )
 
 
@@ -72,15 +82,15 @@ class StoreFiles:
     def __init__(self, root: Path) -> None:
         self._directory = root / "nix/store"
 
-    async def root(self, path: StorePath) -> Node:
-        return await asyncio.to_thread(self._root, path)
+    async def root(self, info: PathInfo) -> Node:
+        return await asyncio.to_thread(self._root, info.path)
 
-    async def file_tree(self, path: StorePath) -> Node:
-        return await asyncio.to_thread(self._file_tree, path)
+    async def file_tree(self, info: PathInfo) -> Node:
+        return await asyncio.to_thread(self._file_tree, info.path)
 
-    def entries(self, path: StorePath) -> Iterator[FileEntry]:
-        root = os.fsencode(self._directory / path.base_name)
-        node = self._root(path)
+    def entries(self, info: PathInfo) -> Iterator[FileEntry]:
+        root = os.fsencode(self._directory / info.path.base_name)
+        node = self._root(info.path)
         yield FileEntry(b"", node, _content(root, node))
         if isinstance(node, Directory):
             yield from _below(root)

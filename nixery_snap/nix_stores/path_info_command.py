@@ -52,6 +52,9 @@ class NixPathInfos:
                     _nar_hash(value["narHash"]),
                     value["narSize"],
                     tuple(sorted(map(StorePath.parse, value["references"]))),
+                    StorePath.parse(value["deriver"]) if value.get("deriver") else None,
+                    tuple(value.get("signatures") or ()),
+                    ca if isinstance(ca := value.get("ca"), str) and ca else None,
                 )
                 for path, value in _by_path(json.loads(finished.stdout))
                 if value is not None and value.get("valid", True)

@@ -29,6 +29,8 @@ TABLE: Final[dict[type[errors.NixerySnapError], tuple[str, int]]] = {
     errors.NixTooOld: ("MANIFEST_UNKNOWN", 404),
     errors.StillWorking: ("TOOMANYREQUESTS", 429),
     errors.NixError: ("UNKNOWN", 500),
+    errors.SubstituterError: ("MANIFEST_UNKNOWN", 404),
+    errors.SubstituterUnreachable: ("UNKNOWN", 503),
     errors.StorageError: ("UNKNOWN", 500),
     errors.SourceError: ("UNKNOWN", 503),
     errors.SettingsError: ("UNKNOWN", 500),

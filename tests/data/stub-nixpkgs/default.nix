@@ -4,8 +4,11 @@ let
   # As on nixpkgs' python3Packages. A new dependency of pyproject.toml goes here once it is known to be there.
   pythonPackageNames = [
     "aiohttp"
+    "backports-zstd"
+    "brotli"
     "cachetools"
     "click"
+    "cryptography"
     "hatchling"
     "inotify-simple"
     "rapidfuzz"

@@ -11,7 +11,7 @@ from nixery_snap.errors import PathsMissing
 from nixery_snap.imaging.resolver import Resolver
 from nixery_snap.nix.file_tree import Directory, Regular, Symlink
 from tests.integration.need import absent
-from tests.unit.stores import FileStore, Run, To, Tree, store_path
+from tests.unit.stores import FileStore, Run, To, Tree, info, store_path
 
 ONE, TWO = store_path("one"), store_path("two")
 
@@ -88,14 +88,14 @@ async def test_what_is_in_the_store_but_not_in_the_closure(store: FileStore) -> 
     foreign = store.add("foreign", {"f": b""})
     path = store.add("p", {"link": To(f"{foreign}/f"), "own": To("link")})
     assert await real(store, f"{path}/own") == f"{foreign}/f"
-    resolver = Resolver(store.contents, {path})
+    resolver = Resolver(store.contents, {path: info(path)})
     assert await resolver.follow(f"{path}/own") is None
     assert await resolver.follow(f"{foreign}/f") is None
 
 
 async def test_a_closure_that_the_store_does_not_have(store: FileStore) -> None:
     absent_path = store_path("absent")
-    resolver = Resolver(store.contents, {absent_path})
+    resolver = Resolver(store.contents, {absent_path: info(absent_path)})
     with pytest.raises(PathsMissing):
         await resolver.root(absent_path)
     with pytest.raises(PathsMissing):
