@@ -72,9 +72,8 @@ class Resolver:
 
     async def _tree(self, path: StorePath) -> Node:
         if path not in self._trees:
-            root = await self.root(path)
-            # A link or a file is its own whole tree.
-            self._trees[path] = (
-                await self._contents.file_tree(self._closure[path]) if isinstance(root, Directory) else root
-            )
+            tree = await self.root(path)
+            if isinstance(tree, Directory):  # a link or a file is its own whole tree
+                tree = await self._contents.file_tree(self._closure[path])
+            self._trees[path] = tree
         return self._trees[path]

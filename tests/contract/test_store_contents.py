@@ -9,6 +9,7 @@ from nixery_snap.nix_stores.local_store import StoreFiles
 from nixery_snap.ports import StoreContents
 from tests.contract.conftest import BUILT
 from tests.integration.nixtools import ChrootStore, Entry, tree_of
+from tests.unit.stores import info
 
 ABSENT = StorePath("0" * 32, "absent")
 
@@ -25,7 +26,7 @@ def paths(prepared: ChrootStore) -> dict[str, StorePath]:
 
 
 async def test_roots(contents: StoreContents, paths: dict[str, StorePath]) -> None:
-    roots = {name: await contents.root(path) for name, path in paths.items()}
+    roots = {name: await contents.root(info(path)) for name, path in paths.items()}
     assert roots["hello"] == roots["weirdNames"] == roots["emptyDir"] == Directory()
     assert roots["singleFile"] == Regular(len(b"just a file\n"))
     assert isinstance(roots["executableFile"], Regular)
@@ -57,9 +58,9 @@ async def test_trees_and_entries_are_what_is_on_disk(
             else entry
             for name, entry in real.items()
         }
-        assert flat(await contents.file_tree(path)) == sized
+        assert flat(await contents.file_tree(info(path))) == sized
         listed, found = [], {}
-        for entry in contents.entries(path):
+        for entry in contents.entries(info(path)):
             listed.append(entry.name)
             [(_, shown)] = flat(entry.node).items()
             content = b"".join(entry.content)
@@ -71,8 +72,8 @@ async def test_trees_and_entries_are_what_is_on_disk(
 
 async def test_absent(contents: StoreContents) -> None:
     with pytest.raises(PathsMissing):
-        await contents.root(ABSENT)
+        await contents.root(info(ABSENT))
     with pytest.raises(PathsMissing):
-        await contents.file_tree(ABSENT)
+        await contents.file_tree(info(ABSENT))
     with pytest.raises(PathsMissing):
-        next(contents.entries(ABSENT))
+        next(contents.entries(info(ABSENT)))
