@@ -30,6 +30,7 @@ dev: setup ## what the checks need besides
 tools: setup ## the programs that the tests run
 	@scripts/test-tools
 	@scripts/test-containerd
+	@scripts/test-nix
 
 lint: dev ## style of Python and shell code
 	$(BIN)/ruff check

@@ -14,9 +14,12 @@ from rich.console import Console
 from nixery_snap import __version__, reports
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.export import Output, export
+from nixery_snap.imaging.locate import find_closure
 from nixery_snap.imaging.request import DEFAULT_TAG, ImageFormat, ImageRequest
 from nixery_snap.imaging.validate import validate
 from nixery_snap.log import configure_logging
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.nix_stores.signing_key import load_signing_key
 from nixery_snap.service import Service, open_service
 from nixery_snap.serving import serve as serve_registry
 from nixery_snap.settings import FILE_VARIABLE, Settings, load_settings
@@ -119,6 +122,36 @@ def inspect(settings: Settings, name: str, as_json: bool, verify: bool) -> None:
             click.echo("verified: every digest, size, layer entry and annotation is right", err=True)
 
     _run(settings, name, work)
+
+
+@cli.command()
+@_with_settings
+@click.argument("store_paths", nargs=-1, required=True, metavar="STORE_PATH…")
+@click.option("--all", "every", is_flag=True, help="Also what other binary caches of the clients have.")
+def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
+    """Publish store paths, with their closures, in this registry's binary cache."""
+    configure_logging("console", quiet=True)
+    roots = [StorePath.parse(path.rstrip("/")) for path in store_paths]
+
+    async def work() -> None:
+        async with open_service(settings) as service:
+            closure = await find_closure(service.path_infos, roots)
+            with reports.progress(Console(stderr=True)) as progress:
+                count = await service.publisher.push(closure, progress, every=every)
+            click.echo(f"published {count} of {len(closure)} store paths")
+
+    asyncio.run(work())
+
+
+@cli.command(name="node-config")
+@_with_settings
+@click.option("--listen", help="HOST:PORT.")
+def node_config(settings: Settings) -> None:
+    """Print what a node needs in its nix.conf and for containerd and kubelet."""
+    configure_logging("console", quiet=True)
+    create = not settings.binary_cache.signing_key_file
+    key = load_signing_key(settings.signing_key_path, create=create)
+    click.echo(reports.node_config(settings, str(key.public_key)), nl=False)
 
 
 @cli.command(name="check-config")

@@ -241,6 +241,14 @@ class PathsMissing(NixError):
         super().__init__(f"no source knows these store paths: {', '.join(paths[:10])}")
 
 
+class CircularReferences(NixError):
+    """Store paths that refer to each other in a circle, which no store can hold: some source tells lies."""
+
+    def __init__(self, paths: tuple[str, ...]) -> None:
+        self.paths = paths
+        super().__init__(f"these store paths refer to each other in a circle: {' -> '.join(paths)}")
+
+
 # --- binary caches ----------------------------------------------------------------------------------
 
 

@@ -247,11 +247,42 @@ class StoreContents(Protocol):
 class Publisher(Protocol):
     """Sees to it that clients can fetch what an image names."""
 
-    async def closure_info(self, closure: Closure) -> StorePath | None:
-        """The path, published by `offer`, whose one file lists `closure`; None where clients could not fetch it."""
+    def closure_info(self, closure: Closure) -> StorePath | None:
+        """The path, published by `offer`, whose one file lists `closure`; None where clients are not told of it."""
 
     async def offer(self, closure: Closure, progress: Progress) -> None:
         """Afterwards clients can fetch all of `closure`. Raises PathsNotFetchable."""
+
+    async def publish(self, closure: Closure, progress: Progress) -> None:
+        """Put into our binary cache what it should have of `closure`, by the settings."""
+
+
+# --- our own binary cache ---------------------------------------------------------------------------
+
+
+class CacheFileWriter(Protocol):
+    """Takes one file piece by piece in a worker thread; nothing is visible before `commit`."""
+
+    def write(self, chunk: bytes) -> None: ...
+
+    def commit(self, name: str) -> None: ...
+
+
+class CacheFiles(Protocol):
+    """The files of our own binary cache by their names in its standard layout."""
+
+    async def get(self, name: str) -> bytes | None: ...
+
+    async def locate(self, name: str) -> Location | None: ...
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Replaces what is there, all at once."""
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Blocking. Raises FileNotFoundError."""
+
+    def writer(self) -> AbstractContextManager[CacheFileWriter]:
+        """Blocking; leaving the context without a commit leaves nothing behind."""
 
 
 class BinaryCache(Protocol):

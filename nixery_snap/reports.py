@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from nixery_snap.errors import SettingsError
 from nixery_snap.imaging.pipeline import Image
-from nixery_snap.imaging.request import ImageRequest
+from nixery_snap.imaging.request import ImageFormat, ImageRequest
 from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import Progress
-from nixery_snap.settings import Settings
+from nixery_snap.settings import OWN_CACHE, Settings
 
 
 @contextmanager
@@ -44,6 +46,89 @@ def welcome(console: Console, settings: Settings, address: str) -> None:
         f"Images are in the {settings.format} format; put {other}/ in front of a name for the other one.",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def front_page(settings: Settings, public_key: str, host: str) -> str:
+    """What the server tells people who look at `/`; `host` is what they call it."""
+    prefix = "" if settings.format is ImageFormat.SNAPSHOTTER else f"{ImageFormat.SNAPSHOTTER}/"
+    lines = [
+        "This registry makes container images of Nix packages: a name is a list of packages.",
+        "",
+        f"  docker run --rm {host}/{'' if settings.format is ImageFormat.CLASSIC else 'classic/'}shell/git",
+        f"  nerdctl --snapshotter nix run --rm {host}/{prefix}shell/git",
+    ]
+    if settings.binary_cache.enabled:
+        lines += [
+            "",
+            "Nodes with nix-snapshotter fetch store paths from binary caches, this one among them (nix.conf):",
+            "",
+            f"  extra-substituters = {settings.cache_url(host)}",
+            f"  extra-trusted-public-keys = {public_key}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def node_config(settings: Settings, public_key: str) -> str:
+    """What a node needs to run snapshotter images of this registry, file by file.
+
+    Raises SettingsError where the server's address cannot be known.
+    """
+    host = settings.listen
+    url = settings.cache_url(host)
+    if urlsplit(url).hostname in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+        raise SettingsError(
+            "binary_cache.public_url",
+            f"nodes cannot reach {url}: set it to the URL of /nix-cache as they see it",
+        )
+    registry = urlsplit(url).netloc
+    clients = settings.client_substituters
+    urls = [url] if OWN_CACHE in clients else []
+    keys = [public_key] if OWN_CACHE in clients else []
+    for substituter in settings.substituters:
+        if substituter.url in clients:
+            urls.append(substituter.url)
+            keys += substituter.public_keys
+    return _NODE_CONFIG.format(
+        urls=" ".join(urls), keys=" ".join(keys), registry=registry, scheme=urlsplit(url).scheme
+    )
+
+
+_NODE_CONFIG: Final = """\
+# /etc/nix/nix.conf
+extra-substituters = {urls}
+extra-trusted-public-keys = {keys}
+
+# /etc/containerd/config.toml, containerd 1.7
+version = 2
+[proxy_plugins.nix]
+type = "snapshot"
+address = "/run/nix-snapshotter/nix-snapshotter.sock"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "nix"
+disable_snapshot_annotations = false
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "/etc/containerd/certs.d"
+
+# /etc/containerd/config.toml, containerd 2
+version = 3
+[proxy_plugins.nix]
+type = "snapshot"
+address = "/run/nix-snapshotter/nix-snapshotter.sock"
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "nix"
+disable_snapshot_annotations = false
+use_local_image_pull = true
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "/etc/containerd/certs.d"
+
+# /etc/containerd/certs.d/{registry}/hosts.toml
+server = "{scheme}://{registry}"
+[host."{scheme}://{registry}"]
+capabilities = ["pull", "resolve"]
+
+# kubelet, for images by store path (nix:0/nix/store/…); images of this registry need nothing of it
+--image-service-endpoint=unix:///run/nix-snapshotter/nix-snapshotter.sock
+"""
 
 
 def describe(request: ImageRequest, image: Image, manifest: Manifest) -> dict[str, Any]:

@@ -9,17 +9,21 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import structlog
 import uvloop
 from aiohttp import web
 
+from nixery_snap import reports
+from nixery_snap.binary_cache.app import make_cache_app
 from nixery_snap.errors import NixerySnapError, SettingsError
-from nixery_snap.registry.app import REQUEST_ID, make_app
+from nixery_snap.registry.app import make_app
 from nixery_snap.registry.context import Registry, new_memory
-from nixery_snap.registry.hot_answers import HotAnswers, serve_hot
 from nixery_snap.service import open_service
-from nixery_snap.settings import Settings
+from nixery_snap.settings import CACHE_PREFIX, Settings
+from nixery_snap.web.hot_answers import HotAnswers, serve_hot
+from nixery_snap.web.request_log import REQUEST_ID
 
 log = structlog.get_logger()
 
@@ -61,7 +65,19 @@ async def _serve(
             settings.nix.wait_timeout,
             new_memory(limits.memory_cache),
         )
-        app = make_app(registry, access_log=settings.access_log)
+        cache = settings.binary_cache
+        app = make_app(
+            registry,
+            access_log=settings.access_log,
+            subapps={
+                CACHE_PREFIX: make_cache_app(
+                    service.cache, public_key=service.public_key, priority=cache.priority
+                )
+            }
+            if cache.enabled
+            else {},
+            front_page=partial(reports.front_page, settings, service.public_key),
+        )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_timeout)
         await runner.setup()
         # Remembered answers are in no log, so they are given up where every request is to be in it.
@@ -69,7 +85,7 @@ async def _serve(
             0 if settings.access_log else limits.memory_cache, omit=frozenset({REQUEST_ID.lower()})
         )
         servers = await serve_hot(runner, hot, sockets=[sock], backlog=_BACKLOG)
-        log.info("serving", listen=_address(sock), pid=os.getpid())
+        log.info("serving", listen=_address(sock), pid=os.getpid(), public_key=service.public_key)
         started()
         await stop.wait()
         if supervisor is not None:

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -22,10 +23,14 @@ from nixery_snap.errors import InvalidFormat, InvalidName, SettingsError
 from nixery_snap.imaging.layering import DEFAULT_MAX_LAYERS
 from nixery_snap.imaging.request import ARCHITECTURES, ImageFormat
 from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.signing import PublicKey
 from nixery_snap.oci.reference import check_name
 
 ENVIRONMENT_PREFIX: Final = "NIXERY_SNAP_"
 FILE_VARIABLE: Final = "NIXERY_SNAP_CONFIG"  # names the settings file
+CACHE_SCHEMES: Final = ("https", "http", "file", "s3", "gs")
+CACHE_PREFIX: Final = "/nix-cache"
+OWN_CACHE: Final = "own"  # stands for our binary cache among those of the clients
 SHELL_PACKAGES: Final = ("bashInteractive", "coreutils", "moreutils", "nano")
 
 
@@ -60,6 +65,20 @@ def _meta_name(name: str) -> str:
     return name
 
 
+def _cache_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in CACHE_SCHEMES or not (parts.path if parts.scheme == "file" else parts.netloc):
+        raise ValueError(f"{text!r} is not a URL of a binary cache: {', '.join(CACHE_SCHEMES)}")
+    return text.rstrip("/")
+
+
+def _public_key(text: str) -> str:
+    try:
+        return str(PublicKey.parse(text))
+    except InvalidFormat as error:
+        raise ValueError(str(error)) from None
+
+
 AttributeText = Annotated[str, AfterValidator(_attribute_path)]
 MetaName = Annotated[str, AfterValidator(_meta_name)]
 System = Literal["x86_64-linux", "aarch64-linux"]
@@ -84,6 +103,45 @@ class NixSettings(_Section):
     """Evaluations at a time."""
     options: dict[str, str] = {}
     """Further settings for Nix, as in nix.conf."""
+
+
+class SubstituterSettings(_Section):
+    """A binary cache that paths are taken from."""
+
+    url: Annotated[str, AfterValidator(_cache_url)]
+    public_keys: tuple[Annotated[str, AfterValidator(_public_key)], ...] = ()
+    priority: int | None = None
+    """Lower is asked first; the cache's own when absent."""
+
+
+class SubstitutionSettings(_Section):
+    concurrency: PositiveInt = 64
+    """Requests at a time to each substituter."""
+    request_timeout: float = Field(default=15, gt=0)
+    """Seconds for one narinfo or listing, and between two pieces of a NAR."""
+    nar_timeout: float = Field(default=3600, gt=0)
+    """Seconds for one NAR."""
+    negative_ttl: float = Field(default=60, ge=0)
+    """Seconds for which it is remembered that a substituter does not have a path."""
+
+
+class BinaryCacheSettings(_Section):
+    enabled: bool = True
+    """Serve our own binary cache below /nix-cache/."""
+    publish: Literal["missing", "all", "off"] = "missing"
+    """What of an image's closure is put into it: what no other cache of the clients has, all, or nothing."""
+    signing_key_file: str = ""
+    """As `nix key generate-secret` makes it; made below the state directory when empty."""
+    public_url: str = ""
+    """Of our cache, as clients are told; from `listen` when empty."""
+    client_substituters: tuple[str, ...] = ()
+    """Whom clients fetch from: URLs of substituters and `own` for our cache; when empty, all of these."""
+    annotations: Literal["auto", "both", "legacy", "closure"] = "auto"
+    """How a snapshotter image names its paths: one by one (legacy), by a closure-info path, or both."""
+    upstreams: tuple[str, ...] = ()
+    """URLs of substituters whose paths our cache fetches, keeps and serves."""
+    priority: int = Field(default=30, ge=0)
+    """Told to clients in nix-cache-info; lower is asked first."""
 
 
 class LimitSettings(_Section):
@@ -119,6 +177,15 @@ class Settings(_Section):
     access_log: bool = False
     """Log every request, not only those that fail; costs most of the speed of repeated requests."""
     nix: NixSettings = NixSettings()
+    substituters: tuple[SubstituterSettings, ...] = (
+        SubstituterSettings(
+            url="https://cache.nixos.org",
+            public_keys=("cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",),
+        ),
+    )
+    """Asked by priority, then in this order."""
+    substitution: SubstitutionSettings = SubstitutionSettings()
+    binary_cache: BinaryCacheSettings = BinaryCacheSettings()
     limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")
@@ -127,11 +194,62 @@ class Settings(_Section):
             raise ValueError(
                 "workers: several processes cannot share storage memory://; use file:///DIRECTORY"
             )
+        cache, known = self.binary_cache, {substituter.url for substituter in self.substituters}
+        if len(known) < len(self.substituters):
+            raise ValueError("substituters: a URL stands there twice")
+        for key, urls, more in (
+            ("client_substituters", cache.client_substituters, {OWN_CACHE}),
+            ("upstreams", cache.upstreams, set()),
+        ):
+            for url in set(urls) - known - more:
+                raise ValueError(f"binary_cache.{key}: {url!r} is not the url of one of [[substituters]]")
+        if OWN_CACHE in cache.client_substituters and not cache.enabled:
+            raise ValueError("binary_cache.client_substituters: 'own' is not served, as enabled = false")
+        if cache.annotations in {"both", "closure"} and OWN_CACHE not in self.client_substituters:
+            raise ValueError(
+                f"binary_cache.annotations: {cache.annotations!r} needs our own cache: set enabled = true and have"
+                " 'own' among client_substituters"
+            )
+        if cache.annotations in {"both", "closure"} and cache.publish == "off":
+            raise ValueError(
+                f"binary_cache.annotations: {cache.annotations!r} needs closure-info paths to be published:"
+                " set publish to 'missing'"
+            )
         return self
 
     @property
+    def client_substituters(self) -> frozenset[str]:
+        """The URLs of those that clients fetch from; OWN_CACHE stands for ours."""
+        own = {OWN_CACHE} if self.binary_cache.enabled else set()
+        urls = self.binary_cache.client_substituters
+        return frozenset(urls or {*(substituter.url for substituter in self.substituters), *own})
+
+    @property
+    def names_closure_info(self) -> bool:
+        """Whether snapshotter images name a closure-info path."""
+        cache = self.binary_cache
+        if cache.annotations == "auto":
+            return OWN_CACHE in self.client_substituters and cache.publish != "off"
+        return cache.annotations != "legacy"
+
+    def cache_url(self, host: str) -> str:
+        """Of our own binary cache, as clients are told; `host` is what they call this server."""
+        return self.binary_cache.public_url.rstrip("/") or f"http://{host}{CACHE_PREFIX}"
+
+    @property
+    def signing_key_path(self) -> Path | None:
+        """None: there is no place to keep a key."""
+        if self.binary_cache.signing_key_file:
+            return Path(self.binary_cache.signing_key_file).absolute()
+        parts = urlsplit(self.storage_url)
+        if parts.scheme == "memory":
+            return None
+        state = Path(unquote(parts.path)) if parts.scheme == "file" else _state_directory()
+        return state / "secrets/signing-key"
+
+    @property
     def storage_url(self) -> str:
-        return self.storage or _directory("/var/lib", "XDG_STATE_HOME", ".local/state").as_uri()
+        return self.storage or _state_directory().as_uri()
 
     @property
     def cache_path(self) -> Path:
@@ -193,6 +311,10 @@ def _from_text(path: list[str], text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # the check of the whole says what is wrong with it
+
+
+def _state_directory() -> Path:
+    return _directory("/var/lib", "XDG_STATE_HOME", ".local/state")
 
 
 def _directory(system: str, variable: str, default: str) -> Path:

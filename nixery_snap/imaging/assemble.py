@@ -25,29 +25,46 @@ from nixery_snap.ports import BlobStore, Package, Pin, StoreContents
 
 log = structlog.get_logger()
 
-# nix-snapshotter's form of annotations from its version 0.1 on; they stand on the layer's descriptor.
+# nix-snapshotter's annotations, on the layer's descriptor: one by one from its version 0.1 on, and from 0.3 on
+# the path whose file lists them, which then counts alone.
 NIX_LAYER: Final = "containerd.io/snapshot/nix-layer"
 NIX_STORE_PATH: Final = "containerd.io/snapshot/nix-store-path."
+NIX_CLOSURE: Final = "containerd.io/snapshot/nix-closure"
 
 CA_BUNDLE: Final = "etc/ssl/certs/ca-bundle.crt"
 MOUNTPOINT_FILE_MODE: Final = 0o555
 
 
 class Assembler:
-    """`max_layers` counts the forest's layer too."""
+    """`max_layers` counts the forest's layer too; `names_paths`: one by one, even beside a closure-info path."""
 
     def __init__(
-        self, contents: StoreContents, blobs: BlobStore, layers: LayerMaker, max_layers: int
+        self,
+        contents: StoreContents,
+        blobs: BlobStore,
+        layers: LayerMaker,
+        max_layers: int,
+        *,
+        names_paths: bool = True,
     ) -> None:
         self._contents = contents
         self._blobs = blobs
         self._layers = layers
         self._max_layers = max_layers
+        self._names_paths = names_paths
 
     async def assemble(
-        self, request: ImageRequest, pin: Pin, resolution: Resolution, closure: Closure
+        self,
+        request: ImageRequest,
+        pin: Pin,
+        resolution: Resolution,
+        closure: Closure,
+        closure_info: StorePath | None = None,
     ) -> Manifest:
-        """The manifest of an image all of whose blobs are stored. Raises ImageError."""
+        """The manifest of an image all of whose blobs are stored; `closure_info` lists `closure`.
+
+        Raises ImageError.
+        """
         resolver = Resolver(self._contents, closure)
         outputs = _outputs_by_precedence(resolution.packages)
         forest, conflicts = await build_forest(resolver, outputs)
@@ -57,7 +74,7 @@ class Assembler:
         add_rootfs_extras(forest)
 
         if request.format is ImageFormat.SNAPSHOTTER:
-            layers = [await self._mountpoint_layer(resolver, forest, closure)]
+            layers = [await self._mountpoint_layer(resolver, forest, closure, closure_info)]
             created_by = ["nixery-snap: store paths (mounted by the node) and forest"]
         else:
             groups = await asyncio.to_thread(layer_groups, closure, outputs, self._max_layers - 1)
@@ -89,14 +106,17 @@ class Assembler:
         return manifest
 
     async def _mountpoint_layer(
-        self, resolver: Resolver, forest: Folder, closure: Closure
+        self, resolver: Resolver, forest: Folder, closure: Closure, closure_info: StorePath | None
     ) -> tuple[Layer, Descriptor]:
         """One layer: an empty mountpoint of the right kind per store path, and the forest."""
         annotations = {NIX_LAYER: "true"}
-        for number, path in enumerate(closure):
-            mountpoint = await _mountpoint(resolver, path)
+        if closure_info is not None:
+            annotations[NIX_CLOSURE] = str(closure_info)
+        mountpoints = await asyncio.gather(*(_mountpoint(resolver, path) for path in closure))
+        for number, (path, mountpoint) in enumerate(zip(closure, mountpoints, strict=True)):
             forest.add(str(path).strip("/"), mountpoint)
-            annotations[f"{NIX_STORE_PATH}{number}"] = str(path)
+            if self._names_paths or closure_info is None:
+                annotations[f"{NIX_STORE_PATH}{number}"] = str(path)
         layer = await self._layers.from_entries(forest_entries(forest))
         return layer, layer.descriptor(annotations)
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from nixery_snap.errors import PathsMissing
-from nixery_snap.nix.path_info import Closure, PathInfo, reachable
+from nixery_snap.nix.path_info import Closure, PathInfo, reachable, references_first
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.ports import PathInfoSource
 
 
 async def find_closure(source: PathInfoSource, roots: Collection[StorePath]) -> Closure:
-    """Breadth first; each path is asked for at most once. Raises PathsMissing."""
+    """Breadth first; each path is asked for at most once.
+
+    Raises PathsMissing, CircularReferences.
+    """
     known: dict[StorePath, PathInfo] = {}
     asked: set[StorePath] = set()
-    while True:
-        closure, unknown = reachable(roots, known)
-        if not unknown:
-            return closure
+    unknown = set(roots)
+    while unknown:
         if missing := unknown & asked:
             raise PathsMissing(tuple(map(str, sorted(missing))))
         asked |= unknown
-        known.update(await source.path_infos(unknown))
+        answer = await source.path_infos(unknown)
+        known.update(answer)
+        # Only what is new has references that were not followed yet.
+        unknown = reachable(unknown, known)[1]
+    closure, _ = reachable(roots, known)
+    for _ in references_first(closure):
+        pass
+    return closure

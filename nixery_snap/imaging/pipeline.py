@@ -1,4 +1,4 @@
-"""The one path through the program: pin -> evaluate -> realise -> locate -> assemble, over ports.
+"""The one path through the program: pin -> evaluate -> locate, else realise -> assemble, over ports.
 
 Everything behind the pin is a function of its input, so each step is remembered under a key of that input
 and equal steps that run at the same time are one.
@@ -6,8 +6,9 @@ and equal steps that run at the same time are one.
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,23 +16,33 @@ from typing import Any, Final
 import structlog
 from cachetools import LRUCache
 
-from nixery_snap.errors import BlobNotFound, RealisationFailed
+from nixery_snap.errors import (
+    BlobNotFound,
+    CorruptPath,
+    NixerySnapError,
+    PathsMissing,
+    RealisationFailed,
+    SubstituterError,
+)
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.locate import find_closure
 from nixery_snap.imaging.request import ImageFormat, ImageRequest, cache_key
 from nixery_snap.imaging.resolution import Resolution
 from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.path_info import Closure
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import (
     BlobStore,
     Evaluator,
+    Package,
     PackageSource,
     PathInfoSource,
     Pin,
     Progress,
+    Publisher,
     Realiser,
     Records,
 )
@@ -40,6 +51,7 @@ log = structlog.get_logger()
 
 # Part of every image's and resolution's key: raise it when the same input begins to give other bytes.
 RECIPE_VERSION: Final = 1
+_MAX_CORRUPT: Final = 8  # bad copies of paths for which one image looks elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +81,19 @@ class Steps:
     evaluator: Evaluator
     realiser: Realiser
     path_infos: PathInfoSource
+    refusals: Callable[[Collection[StorePath]], Collection[SubstituterError]]
+    """Why paths were not taken from binary caches that claim to have them."""
+    publisher: Publisher
     assembler: Assembler
     blobs: BlobStore
     records: Records
 
 
 class Pipeline:
-    """Makes images. `base_packages` go into every image; classic ones have at most `max_layers`."""
+    """Makes images. `base_packages` go into every image; classic ones have at most `max_layers`.
+
+    `delivery` is what the settings say of how clients fetch store paths, as far as snapshotter images depend on it.
+    """
 
     def __init__(
         self,
@@ -83,10 +101,12 @@ class Pipeline:
         base_packages: tuple[AttributePath, ...],
         max_layers: int,
         failure_ttl_seconds: float,
+        delivery: tuple[Any, ...] = (),
     ) -> None:
         self._steps = steps
         self._base_packages = frozenset(base_packages)
         self._max_layers = max_layers
+        self._delivery = delivery
         self._pins: Coalescer[Pin] = Coalescer()
         # Images whose blobs have been seen in the store by this process.
         self._whole: LRUCache[str, bool] = LRUCache(4096)
@@ -124,7 +144,7 @@ class Pipeline:
         return await self._images.drain(timeout_seconds)
 
     def _key(self, request: ImageRequest, pin: Pin) -> str:
-        shape = self._max_layers if request.format is ImageFormat.CLASSIC else None
+        shape: Any = self._max_layers if request.format is ImageFormat.CLASSIC else list(self._delivery)
         names = [list(name.parts) for name in request.names]
         base = sorted(list(name.parts) for name in self._base_packages)
         return cache_key(
@@ -138,22 +158,16 @@ class Pipeline:
                 self._whole[key] = True
                 return image
         resolution = await self._resolve(request, pin, progress)
-        try:
-            await self._realise(key, resolution, progress)
-        except RealisationFailed:
-            if await self._steps.realiser.knows(resolution.packages):
-                raise
-            # The derivations have been collected as garbage since they were remembered.
-            resolution = await self._resolve(request, pin, progress, anew=True)
-            await self._realise(key, resolution, progress)
-        with _timed("located") as facts:
-            closure = await find_closure(self._steps.path_infos, resolution.outputs)
-            facts["paths"] = len(closure)
-        progress(f"assembling {len(closure)} store paths")
-        with _timed("assembled", format=request.format, title=request.title) as facts:
-            manifest = await self._steps.assembler.assemble(request, pin, resolution, closure)
-            digest = await self._steps.blobs.put(bytes(manifest))
-            facts |= {"digest": str(digest), "layers": len(manifest.layers)}
+        for attempt in range(_MAX_CORRUPT + 1):
+            try:
+                resolution, closure, realised = await self._locate(key, request, pin, resolution, progress)
+                digest = await self._assemble(request, pin, resolution, closure, realised, progress)
+                break
+            except CorruptPath as error:
+                # Whoever has that bad copy is not asked for it again: another has it, or it is built.
+                if attempt == _MAX_CORRUPT:
+                    raise
+                log.warning("looking-elsewhere", path=error.path, cache=error.url, reason=error.reason)
         record = {
             "manifest": str(digest),
             "resolution": resolution.to_json(),
@@ -162,6 +176,80 @@ class Pipeline:
         # A build need not be reproducible: whichever replica records its image first, all serve that one.
         record = await self._steps.records.put("image", key, record)
         return Image(Digest.parse(record["manifest"]), pin, record)
+
+    async def _locate(
+        self, key: str, request: ImageRequest, pin: Pin, resolution: Resolution, progress: Progress
+    ) -> tuple[Resolution, Closure, bool]:
+        """The closure from what stores say; where they do not know all of it, packages are realised first.
+
+        Also tells whether they were. The resolution is another when its derivations were gone.
+        """
+        try:
+            return resolution, await self._closure(resolution), False
+        except PathsMissing as error:
+            missing = [StorePath.parse(path) for path in error.paths]
+        try:
+            await self._realise(key, resolution, progress)
+        except RealisationFailed as error:
+            if await self._steps.realiser.knows(resolution.packages):
+                raise self._explained(error, missing) from None
+            # The derivations have been collected as garbage since they were remembered.
+            resolution = await self._resolve(request, pin, progress, anew=True)
+            await self._realise(key, resolution, progress)
+        return resolution, await self._closure(resolution), True
+
+    async def _closure(self, resolution: Resolution) -> Closure:
+        with _timed("located") as facts:
+            closure = await find_closure(self._steps.path_infos, resolution.outputs)
+            facts["paths"] = len(closure)
+        return closure
+
+    def _explained(self, error: RealisationFailed, missing: Collection[StorePath]) -> RealisationFailed:
+        """With what binary caches have to do with it."""
+        refusals = [str(refusal) for refusal in self._steps.refusals(missing)]
+        if not refusals:
+            return error
+        reason = "; ".join((error.reason, *refusals))
+        return RealisationFailed(error.drv_path, reason, error.log_tail, error.log_command)
+
+    async def _assemble(
+        self,
+        request: ImageRequest,
+        pin: Pin,
+        resolution: Resolution,
+        closure: Closure,
+        realised: bool,
+        progress: Progress,
+    ) -> Digest:
+        """The digest of the stored manifest, after clients can fetch what it names."""
+        progress(f"assembling {len(closure)} store paths")
+        snapshotter = request.format is ImageFormat.SNAPSHOTTER
+        publisher = self._steps.publisher
+        closure_info = publisher.closure_info(closure) if snapshotter else None
+        if snapshotter:
+            published = asyncio.ensure_future(publisher.offer(closure, progress))
+        else:
+            published = asyncio.ensure_future(self._keep(closure, progress) if realised else asyncio.sleep(0))
+        try:
+            with _timed("assembled", format=request.format, title=request.title) as facts:
+                manifest = await self._steps.assembler.assemble(
+                    request, pin, resolution, closure, closure_info
+                )
+                await published
+                digest = await self._steps.blobs.put(bytes(manifest))
+                facts |= {"digest": str(digest), "layers": len(manifest.layers)}
+        finally:
+            # Its failure counts only where nothing else failed before.
+            published.cancel()
+            await asyncio.gather(published, return_exceptions=True)
+        return digest
+
+    async def _keep(self, closure: Closure, progress: Progress) -> None:
+        """Publish what was built: replicas and nodes need not build it again. No image waits for its success."""
+        try:
+            await self._steps.publisher.publish(closure, progress)
+        except NixerySnapError as error:
+            log.warning("not-published", reason=str(error))
 
     async def _is_whole(self, image: Image) -> bool:
         """Whether the store still has all of it; manifest and config are read, and so checked, as they are small."""
@@ -173,8 +261,16 @@ class Pipeline:
         return all([await self._steps.blobs.has(layer.digest) for layer in manifest.layers])
 
     async def _realise(self, key: str, resolution: Resolution, progress: Progress) -> None:
-        with _timed("realised", packages=len(resolution.packages)):
-            await self._steps.realiser.realise(key, resolution.packages, progress)
+        packages = [package for package in resolution.packages if not await self._is_known(package)]
+        with _timed("realised", packages=len(packages)):
+            await self._steps.realiser.realise(key, packages or resolution.packages, progress)
+
+    async def _is_known(self, package: Package) -> bool:
+        try:
+            await find_closure(self._steps.path_infos, package.outputs.values())
+        except PathsMissing:
+            return False
+        return True
 
     async def _resolve(
         self, request: ImageRequest, pin: Pin, progress: Progress, *, anew: bool = False

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from nixery_snap.errors import BlobNotFound, InvalidFormat, InvalidImage
-from nixery_snap.imaging.assemble import NIX_LAYER, NIX_STORE_PATH
+from nixery_snap.imaging.assemble import NIX_CLOSURE, NIX_LAYER, NIX_STORE_PATH
+from nixery_snap.nix.closure_info import closure_info
 from nixery_snap.nix.store_path import STORE_DIR, StorePath
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
@@ -187,16 +188,21 @@ class _Check:
             self.expect(_is_store_path(path), f"{path!r} is no store path")
         layer = layers[0]
         mounted = {f"{STORE_DIR}/{name}" for name in layer.store_paths()}
-        self.expect(
-            mounted == set(paths), f"mountpoints and annotations differ: {sorted(mounted ^ set(paths))}"
-        )
+        listed = annotations.get(NIX_CLOSURE)
+        if listed is not None and all(map(_is_store_path, mounted)):
+            expected, _ = closure_info(map(StorePath.parse, mounted))
+            self.expect(listed == str(expected.path), f"{NIX_CLOSURE} is not {expected.path}")
+        if paths or listed is None:
+            self.expect(
+                mounted == set(paths), f"mountpoints and annotations differ: {sorted(mounted ^ set(paths))}"
+            )
         for name, info in layer.members.items():
             if not name.startswith(_STORE + "/"):
                 continue
             self.expect(posixpath.dirname(name) == _STORE, f"the mountpoint of {name} is not empty")
             empty_file = info.isreg() and info.size == 0 and info.mode == 0o555
             self.expect(empty_file or (info.isdir() and info.mode == 0o755), f"{name} is no mountpoint")
-        self._forest(layer.members, set(paths))
+        self._forest(layer.members, mounted)
 
     def _classic(self, layers: list[_Layer]) -> None:
         owner: dict[str, int] = {}

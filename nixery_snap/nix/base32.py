@@ -7,14 +7,20 @@ from typing import Final
 from nixery_snap.errors import InvalidFormat
 
 ALPHABET: Final = "0123456789abcdfghijklmnpqrsvwxyz"  # no e, o, u, t
-_VALUES: Final = {letter: value for value, letter in enumerate(ALPHABET)}
+_PAIRS: Final = tuple(high + low for high in ALPHABET for low in ALPHABET)
+_PYTHON_DIGITS: Final = bytes(
+    # What is not in the alphabet becomes what `int` refuses.
+    b"0123456789abcdefghijklmnopqrstuv"[ALPHABET.index(letter)] if letter in ALPHABET else ord("!")
+    for letter in map(chr, range(256))
+)
 
 
 def encode(content: bytes) -> str:
     """32 characters for 20 bytes, 52 for 32."""
     number = int.from_bytes(content, "little")
     length = (len(content) * 8 + 4) // 5
-    return "".join(ALPHABET[number >> (5 * place) & 31] for place in range(length - 1, -1, -1))
+    pairs = [_PAIRS[number >> place & 1023] for place in range(5 * (length + length % 2) - 10, -1, -10)]
+    return "".join(pairs)[length % 2 :]
 
 
 def decode(text: str, size_bytes: int) -> bytes:
@@ -23,12 +29,11 @@ def decode(text: str, size_bytes: int) -> bytes:
         raise InvalidFormat(
             "Nix base 32", text, f"{size_bytes} bytes take {(size_bytes * 8 + 4) // 5} characters"
         )
-    number = 0
-    for letter in text:
-        value = _VALUES.get(letter)
-        if value is None:
-            raise InvalidFormat("Nix base 32", text, f"{letter!r} is not in its alphabet")
-        number = number << 5 | value
-    if number >> (8 * size_bytes):
-        raise InvalidFormat("Nix base 32", text, "its padding bits are not zero")
-    return number.to_bytes(size_bytes, "little")
+    try:
+        number = int(text.encode("ascii").translate(_PYTHON_DIGITS), 32) if text else 0
+        return number.to_bytes(size_bytes, "little")
+    except OverflowError:
+        raise InvalidFormat("Nix base 32", text, "its padding bits are not zero") from None
+    except ValueError:  # UnicodeEncodeError is one
+        strange = next(letter for letter in text if letter not in ALPHABET)
+        raise InvalidFormat("Nix base 32", text, f"{strange!r} is not in its alphabet") from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 
+from nixery_snap.errors import CircularReferences
 from nixery_snap.nix.store_path import StorePath
 
 
@@ -49,3 +51,13 @@ def reachable(
             found[path] = info
             pending.extend(info.references)
     return {path: found[path] for path in sorted(found)}, unknown
+
+
+def references_first(closure: Closure) -> Iterator[PathInfo]:
+    """Each path after those it refers to. Raises CircularReferences; a path may refer to itself."""
+    graph = {path: [other for other in info.references if other != path] for path, info in closure.items()}
+    try:
+        for path in TopologicalSorter(graph).static_order():
+            yield closure[path]
+    except CycleError as error:
+        raise CircularReferences(tuple(map(str, error.args[1]))) from None

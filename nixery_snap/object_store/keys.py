@@ -6,7 +6,12 @@
         image         request at a revision -> manifest, packages, closure
         layer         store paths with their NAR hashes and the codec -> layer
         member        one store path, NAR hash and codec -> where its gzip member stands in a layer
-    staging/                                       blobs being written, on local directories only
+        narinfo       a substituter, its trusted keys and a hash part -> the narinfo that was verified
+        root, tree    a substituter, a store path and its NAR hash -> listing of its root, of all of it
+    nix-cache-info, <hash part>.narinfo, <hash part>.ls, nar/<file hash>.nar.<compression>, log/<derivation>
+                                                   our own binary cache; a narinfo comes after its NAR
+    staging/                                       files being written, on local directories only
+    secrets/                                       the signing key, on local directories only; no object
 
 A record is written after everything that it names, and neither blobs nor records are ever changed. So any
 prefix of the writes of an interrupted process is a consistent store.
@@ -19,6 +24,7 @@ from typing import Final
 from nixery_snap.oci.digest import Digest
 
 STAGING: Final = "staging"
+SECRETS: Final = "secrets"
 
 
 def blob(digest: Digest) -> str:
@@ -27,3 +33,8 @@ def blob(digest: Digest) -> str:
 
 def record(kind: str, key: str) -> str:
     return f"records/{kind}/{key[:2]}/{key}.json"
+
+
+def cache_file(name: str) -> str:
+    """The layout of binary caches has no folder of its own: the bucket itself must be a substituter."""
+    return name

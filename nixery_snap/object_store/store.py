@@ -68,6 +68,11 @@ class ObjectStore:
                 return False
             return True
 
+    async def put(self, key: str, content: bytes) -> None:
+        """Replaces what is there, all at once."""
+        with _translated(key):
+            await obstore.put_async(self._store, key, content)
+
     async def exists(self, key: str) -> bool:
         with _translated(key):
             try:

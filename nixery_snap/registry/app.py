@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import Final
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import structlog
 from aiohttp import web
@@ -16,24 +17,33 @@ from nixery_snap.registry.context import REGISTRY, Registry
 from nixery_snap.registry.errors import error_response, oci_error
 from nixery_snap.registry.health import get_health, get_readiness, get_version
 from nixery_snap.registry.manifests import get_manifest
+from nixery_snap.web.hot_answers import BAD_REQUEST
+from nixery_snap.web.request_log import EXPECTED, REQUEST_ID, REQUEST_ID_KEY, server_failed
 
 log = structlog.get_logger()
 
-REQUEST_ID: Final = "X-Request-Id"
-_REQUEST_ID: Final = web.RequestKey("request_id", str)
 
+def make_app(
+    registry: Registry,
+    *,
+    access_log: bool,
+    subapps: Mapping[str, web.Application] = {},
+    front_page: Callable[[str], str] | None = None,
+) -> web.Application:
+    """`access_log` logs every request; without it only those that fail.
 
-def make_app(registry: Registry, *, access_log: bool) -> web.Application:
-    """`access_log` logs every request; without it only those that fail."""
+    `subapps` are mounted below their prefixes, and answer what fails in them by themselves. `front_page` makes
+    plain text for people who look what is there, given the host they asked.
+    """
 
     @web.middleware
     async def every_request(request: web.Request, handler: Handler) -> web.StreamResponse:
         begun = time.perf_counter()
-        request_id = request[_REQUEST_ID] = uuid.uuid4().hex
+        request_id = request[REQUEST_ID_KEY] = uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         response = await _answer(request, handler, request_id)
-        if access_log or response.status >= 400:
+        if access_log or (response.status >= 400 and EXPECTED not in response):
             log.info(
                 "request",
                 method=request.method,
@@ -46,6 +56,7 @@ def make_app(registry: Registry, *, access_log: bool) -> web.Application:
 
     app = web.Application(middlewares=[every_request])
     app[REGISTRY] = registry
+    app[BAD_REQUEST] = _bad_request
     app.on_response_prepare.append(_add_headers)
     app.router.add_get("/v2/", get_version)
     app.router.add_get("/v2", get_version)
@@ -53,19 +64,38 @@ def make_app(registry: Registry, *, access_log: bool) -> web.Application:
     app.router.add_get("/v2/{name:.+}/blobs/{digest:[^/]+}", get_blob)
     app.router.add_get("/healthz", get_health)
     app.router.add_get("/readyz", get_readiness)
+    if front_page is not None:
+        app.router.add_get("/", partial(_get_front_page, front_page))
+    for prefix, subapp in subapps.items():
+        app.add_subapp(prefix, subapp)
     return app
 
 
+def _bad_request(status: int, message: str) -> web.Response:
+    return oci_error("NAME_INVALID", status, message)
+
+
+async def _get_front_page(render: Callable[[str], str], request: web.Request) -> web.Response:
+    # Not request.host, which asks the network for a name where the client sent none.
+    host = request.headers.get("Host", "localhost").encode("ascii", "replace").decode()
+    return web.Response(text=render(host), headers={"Cache-Control": "no-cache"})
+
+
+def _is_api(request: web.Request) -> bool:
+    return request.path == "/v2" or request.path.startswith("/v2/")
+
+
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers[REQUEST_ID] = request[_REQUEST_ID]
-    response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
+    response.headers[REQUEST_ID] = request[REQUEST_ID_KEY]
+    if _is_api(request):
+        response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
     response.headers["Server"] = "nixery-snap"  # aiohttp's own tells versions
 
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
     """What the handler answers, every failure as an OCI error."""
     # No name, tag or digest needs an escape, but for the digest's colon; anything else is a disguise.
-    path = request.raw_path.partition("?")[0]
+    path = request.raw_path.partition("?")[0] if _is_api(request) else ""
     if "%" in path.replace("%3A", "").replace("%3a", ""):
         return oci_error("NAME_INVALID", 400, "names, tags and digests hold no escaped characters")
     try:
@@ -86,4 +116,4 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         raise
     except Exception:
         log.exception("request-crashed", path=request.raw_path[:300])
-        return oci_error("UNKNOWN", 500, f"the server failed; its log says why under request {request_id}")
+        return oci_error("UNKNOWN", 500, server_failed(request_id))

@@ -12,8 +12,7 @@ from nixery_snap.imaging.pipeline import Pipeline
 from nixery_snap.imaging.request import NameGrammar
 from nixery_snap.oci.digest import Digest
 from nixery_snap.ports import BlobStore
-
-IMMUTABLE: Final = "public, max-age=31536000, immutable"
+from nixery_snap.web.located import IMMUTABLE
 
 
 @dataclass(slots=True)
@@ -40,15 +39,10 @@ def content_headers(digest: Digest, media_type: str) -> dict[str, str]:
     return {
         "Content-Type": media_type,
         "Docker-Content-Digest": str(digest),
-        "ETag": f'"{digest}"',
+        "ETag": etag(digest),
         "Cache-Control": IMMUTABLE,
     }
 
 
-def not_modified(request: web.Request, digest: Digest) -> bool:
-    """Whether the client has it already (RFC 9110, section 13.1.2)."""
-    wanted = request.headers.get("If-None-Match")
-    if wanted is None:
-        return False
-    tags = (tag.strip().removeprefix("W/") for tag in wanted.split(","))
-    return any(tag in {"*", f'"{digest}"'} for tag in tags)
+def etag(digest: Digest) -> str:
+    return f'"{digest}"'

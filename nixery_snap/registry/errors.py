@@ -12,6 +12,7 @@ from aiohttp import web
 
 from nixery_snap import errors
 from nixery_snap.oci import canonical_json
+from nixery_snap.web.request_log import server_failed
 
 # The most specific class counts; a test sees to it that every error is covered.
 TABLE: Final[dict[type[errors.NixerySnapError], tuple[str, int]]] = {
@@ -48,7 +49,7 @@ def error_response(error: errors.NixerySnapError, request_id: str) -> web.Respon
     if isinstance(error, errors.StillWorking):
         headers["Retry-After"] = str(error.retry_after_seconds)
     if status >= 500:
-        return oci_error(code, status, f"the server failed; its log says why under request {request_id}")
+        return oci_error(code, status, server_failed(request_id))
     detail = None
     if isinstance(error, errors.PackagesUnavailable):
         detail = [

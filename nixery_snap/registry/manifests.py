@@ -12,8 +12,9 @@ from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Manifest
 from nixery_snap.oci.media_types import wants_docker
 from nixery_snap.oci.reference import check_name
-from nixery_snap.registry.context import REGISTRY, Registry, content_headers, not_modified
-from nixery_snap.registry.hot_answers import HOT, always
+from nixery_snap.registry.context import REGISTRY, Registry, content_headers, etag
+from nixery_snap.web.hot_answers import HOT, always
+from nixery_snap.web.ranges import not_modified
 
 REVISION_HEADER: Final = "X-Nixery-Snap-Revision"
 
@@ -67,7 +68,7 @@ async def _by_digest(registry: Registry, digest: Digest) -> tuple[Digest, str, b
 
 def _response(request: web.Request, digest: Digest, media_type: str, content: bytes) -> web.Response:
     headers = content_headers(digest, media_type)
-    if not_modified(request, digest):
+    if not_modified(request, etag(digest)):
         del headers["Content-Type"]
         return web.Response(status=304, headers=headers)
     return web.Response(body=content, headers=headers)

@@ -8,8 +8,15 @@ import pytest
 
 from nixery_snap.evaluation.one_shot import OneShotEvaluator
 from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.signing import PublicKey
+from nixery_snap.nix_stores.cache_transport import open_transport
 from nixery_snap.nix_stores.command import NixCommand, NixStore
+from nixery_snap.nix_stores.substituter import Substituter
+from nixery_snap.nix_stores.substituters import Substituters
+from nixery_snap.object_store.records import StoredRecords
+from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import Package
+from tests.integration.caches import CacheDirectory, KeyPair
 from tests.integration.need import need
 from tests.integration.nixtools import EXAMPLES, ChrootStore
 
@@ -33,6 +40,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> ChrootStore:
     store = ChrootStore.create(tmp_path_factory.mktemp("nix") / "store")
     store.build(*BUILT)
     return store
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory, prepared: ChrootStore) -> CacheDirectory:
+    """A signed binary cache of all that is in the store, derivations too."""
+    directory = tmp_path_factory.mktemp("cache")
+    cache = CacheDirectory(directory / "files", KeyPair.generate(directory / "key"))
+    return cache.publish(prepared, ["--all"])
 
 
 @pytest.fixture
@@ -68,3 +83,11 @@ async def evaluated(nix: NixCommand, package_set: Path, *texts: str) -> list[Pac
     packages = [result for result in results if isinstance(result, Package)]
     assert len(packages) == len(texts), results
     return packages
+
+
+def substituters_of(cache: CacheDirectory) -> Substituters:
+    """That one cache, read as files; to be closed."""
+    records = StoredRecords(ObjectStore("memory://"), 1024)
+    keys = [PublicKey.parse(cache.key.public)]
+    url = f"file://{cache.root}"
+    return Substituters([Substituter(url, open_transport(url), keys, records)])

@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -6,30 +7,50 @@ import pytest
 from nixery_snap.errors import StorageError
 from nixery_snap.imaging.locate import find_closure
 from nixery_snap.nix.store_path import StorePath
+from nixery_snap.nix_stores.combined import CombinedPathInfos
 from nixery_snap.nix_stores.local_store import StoreDatabase
 from nixery_snap.nix_stores.path_info_command import LocalPathInfos, NixPathInfos
 from nixery_snap.ports import PathInfoSource
-from tests.contract.conftest import MakeNix
+from tests.contract.conftest import MakeNix, substituters_of
+from tests.integration.caches import CacheDirectory
 from tests.integration.nixtools import ChrootStore
 
 ABSENT = StorePath("0" * 32, "absent")
 
 
-@pytest.fixture(params=["database", "command", "database or command", "command for a closed database"])
-def source(
-    request: pytest.FixtureRequest, prepared: ChrootStore, make_nix: MakeNix, tmp_path: Path
-) -> PathInfoSource:
+@pytest.fixture(
+    params=[
+        "database",
+        "command",
+        "database or command",
+        "command for a closed database",
+        "substituters",
+        "an empty store or substituters",
+    ]
+)
+async def source(
+    request: pytest.FixtureRequest,
+    prepared: ChrootStore,
+    published: CacheDirectory,
+    make_nix: MakeNix,
+    tmp_path: Path,
+) -> AsyncIterator[PathInfoSource]:
     nix = make_nix(prepared)
     database, command = StoreDatabase(nix.store.database), NixPathInfos(nix)
-    match request.param:
-        case "database":
-            return database
-        case "command":
-            return command
-        case "database or command":
-            return LocalPathInfos(database, command)
-        case _:
-            return LocalPathInfos(StoreDatabase(tmp_path / "absent.sqlite"), command)
+    substituters = substituters_of(published)
+    empty = ChrootStore.create(tmp_path / "empty")
+    sources: dict[str, PathInfoSource] = {
+        "database": database,
+        "command": command,
+        "database or command": LocalPathInfos(database, command),
+        "command for a closed database": LocalPathInfos(StoreDatabase(tmp_path / "absent.sqlite"), command),
+        "substituters": substituters,
+        "an empty store or substituters": CombinedPathInfos(
+            StoreDatabase(make_nix(empty).store.database), substituters
+        ),
+    }
+    yield sources[request.param]
+    await substituters.close()
 
 
 def path_of(store: ChrootStore, *attribute: str) -> StorePath:

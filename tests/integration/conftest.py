@@ -2,13 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.integration.need import need
+from tests.integration.caches import CacheDirectory, KeyPair, Served, nginx
+from tests.integration.need import need, need_nix_2_26
 from tests.integration.nixtools import EXAMPLES, ChrootStore
 from tests.integration.runtimes.base import Runtime
 from tests.integration.runtimes.containerd import RELEASES, containerd
@@ -17,6 +18,7 @@ from tests.integration.runtimes.podman import podman
 from tests.integration.server import Registry, Start, serving
 
 RUNTIMES = ["docker", "podman", *(f"containerd-{release}" for release in RELEASES)]
+MakeNode = Callable[[], ChrootStore]
 # Attribute names that no image name can hold.
 META_PACKAGES = """
 [meta_packages]
@@ -69,6 +71,35 @@ def own_store(prepared_store: ChrootStore, directory: Path) -> ChrootStore:
 def empty_store(directory: Path) -> ChrootStore:
     need("nix-store", "busybox")
     return ChrootStore.create(directory / "empty-store")
+
+
+@pytest.fixture(scope="session")
+def full_cache(scratch: Path, prepared_store: ChrootStore) -> CacheDirectory:
+    """A signed binary cache of every package that builds, with listings. Copy it to change it."""
+    cache = CacheDirectory(scratch / "cache", KeyPair.generate(scratch / "cache-key", "full-cache-1"))
+    built = [path for path in prepared_store.all_paths() if not path.endswith(".drv")]
+    return cache.publish(prepared_store, built)
+
+
+@pytest.fixture
+def served(full_cache: CacheDirectory, directory: Path) -> Iterator[Served]:
+    """The full cache behind an nginx of this test's own."""
+    with nginx(full_cache, directory / "nginx") as running:
+        yield running
+
+
+@pytest.fixture(params=["system", "2.26"])
+def make_node(request: pytest.FixtureRequest, directory: Path) -> MakeNode:
+    """Empty stores of machines with either release of Nix."""
+    need("nix-store", "nix")
+    programs = need_nix_2_26() if request.param == "2.26" else None
+    made: list[ChrootStore] = []
+
+    def make() -> ChrootStore:
+        made.append(ChrootStore.create(directory / f"node-{len(made)}", programs))
+        return made[-1]
+
+    return make
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.integration.nixtools import STORE_DIRECTORY, ChrootStore, tree_of
-from tests.integration.server import Json
+from tests.integration.server import Json, Registry
 
 ALWAYS_ADDED = (("cacert",), ("iana-etc",))
+CLOSURE = "containerd.io/snapshot/nix-closure"
 LEGACY = "containerd.io/snapshot/nix-store-path."
 EXTRAS = {b"tmp", b"etc/passwd", b"etc/group", b"usr/bin/env"}
 
@@ -76,3 +77,10 @@ def check_forest(rootfs: Path, store: ChrootStore, packages: Iterable[str]) -> N
 
 def _is_file_of_another(one: bytes, other: bytes) -> bool:
     return one.startswith(other + b"/") or other.startswith(one + b"/")
+
+
+def image_paths(registry: Registry, name: str) -> list[str]:
+    """The closure of an image, which is published as soon as its manifest is served."""
+    answer = registry.manifest(f"nix-snapshotter/{name}")
+    assert answer.status == 200, answer
+    return annotated_paths(answer.json()["layers"][0])

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 from tests.integration.processes import run
 
@@ -39,10 +40,12 @@ class ChrootStore:
     """A Nix store below `root`, its paths named /nix/store all the same."""
 
     root: Path
+    programs: Path | None = None
+    """Where Nix's programs lie that work on it; None: those on PATH."""
 
     @classmethod
-    def create(cls, root: Path) -> "ChrootStore":
-        store = cls(root)
+    def create(cls, root: Path, programs: Path | None = None) -> "ChrootStore":
+        store = cls(root, programs)
         root.mkdir(parents=True)
         # Concurrent first use of a store fails with "SQLite database is busy".
         store.run("nix-store", "--init")
@@ -55,7 +58,13 @@ class ChrootStore:
         return {**os.environ, "HOME": str(home), "NIX_CONFIG": NIX_CONFIG}
 
     def run(self, program: str, *arguments: str | Path) -> str:
-        return run(program, "--store", self.root, *arguments, env=self.env).stdout
+        return self.attempt(program, "--store", self.root, *arguments).stdout
+
+    def attempt(self, program: str, *arguments: str | Path, check: bool = True) -> "CompletedProcess[str]":
+        """Any of Nix's programs in the store's environment, on whichever store the arguments name."""
+        return run(
+            self.programs / program if self.programs else program, *arguments, env=self.env, check=check
+        )
 
     def copy(self, root: Path) -> "ChrootStore":
         """A store with the same contents, for a test that changes or counts."""
@@ -63,7 +72,7 @@ class ChrootStore:
         # Nix never writes to what is in the store already, so one copy on disk will do.
         run("cp", "-a", "--link", self.root / "nix" / "store", root / "nix" / "store")
         run("cp", "-a", self.root / "nix" / "var", root / "nix" / "var")
-        return ChrootStore(root)
+        return ChrootStore(root, self.programs)
 
     def physical(self, store_path: str) -> Path:
         return self.root / "nix" / "store" / Path(store_path).name
@@ -121,15 +130,28 @@ class ChrootStore:
     def all_paths(self) -> set[str]:
         return set(self.run("nix", "path-info", "--all").split())
 
-    def publish(self, cache: Path, paths: Iterable[str]) -> str:
-        """Copy the closures into a binary cache of plain files; its URL."""
-        self.run("nix", "copy", "--to", f"file://{cache}?compression=none", *paths)
-        return f"file://{cache}"
+    def fetch(
+        self, cache_url: str, public_key: str, *paths: str, check: bool = True
+    ) -> "CompletedProcess[str]":
+        """As a node that trusts one key does, in one call for all: only from that cache, nothing is built."""
+        options = client_options(cache_url, public_key)
+        return self.attempt("nix-store", "--store", self.root, *options, "--realise", *paths, check=check)
 
     def substitute(self, cache_url: str, paths: Iterable[str]) -> None:
         """Fetch the paths as a node does, one call for all; builds nothing."""
         options = ["--option", "substituters", cache_url, "--option", "max-jobs", "0"]
         self.run("nix-store", *options, "--realise", *paths)
+
+
+def client_options(cache_url: str, public_key: str) -> list[str]:
+    """Options of Nix for a machine that knows one substituter and trusts one key."""
+    settings = {
+        "substituters": cache_url,
+        "require-sigs": "true",
+        "trusted-public-keys": public_key,
+        "max-jobs": "0",
+    }
+    return [word for name, value in settings.items() for word in ("--option", name, value)]
 
 
 def add_package(source: Path, attribute: str, script: str) -> None:
@@ -140,6 +162,11 @@ def add_package(source: Path, attribute: str, script: str) -> None:
     assert place in text
     package = f"  {attribute} = mk {{ pname = \"{attribute}\"; script = ''\n{script}\n''; }};\n"
     file.write_text(text.replace(place, package + place))
+
+
+def only(store: ChrootStore, source: Path, attribute: str) -> str:
+    [[path]] = store.installed((attribute,), directory=source).values()
+    return path
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,20 @@ def request(
         return Response(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body)
 
 
+@dataclass(frozen=True)
+class Substituter:
+    """A binary cache that a server is told of, as a table of its settings."""
+
+    url: str
+    public_keys: Sequence[str] = ()
+    priority: int | None = None
+
+    def __str__(self) -> str:
+        keys = json.dumps(list(self.public_keys))
+        priority = "" if self.priority is None else f", priority = {self.priority}"
+        return f"{{ url = {json.dumps(self.url)}, public_keys = {keys}{priority} }}"
+
+
 @dataclass
 class Registry:
     """One `nixery-snap serve` process; start it again on the same state after `stop` or `kill`."""
@@ -108,6 +122,7 @@ class Registry:
     format: str = "classic"
     storage: str = ""  # default: files below `state`
     config: str = ""  # TOML
+    substituters: Sequence[Substituter] | None = ()  # None: those of `config`; no test asks the Internet
     env: dict[str, str] = field(default_factory=dict)
     port: int = 0
     daemon: Daemon | None = field(default=None, repr=False)
@@ -128,8 +143,27 @@ class Registry:
 
     @property
     def program_env(self) -> dict[str, str]:
-        own = {"NIXERY_SNAP_CACHE_DIRECTORY": str(self.state / "cache"), **self.env}
-        return program_env(self.state / "home", **own)
+        own = {"NIXERY_SNAP_CACHE_DIRECTORY": str(self.state / "cache")}
+        if self.substituters is not None:
+            own["NIXERY_SNAP_SUBSTITUTERS"] = f"[{', '.join(map(str, self.substituters))}]"
+        return program_env(self.state / "home", **{**own, **self.env})
+
+    @property
+    def cache_url(self) -> str:
+        """Where it serves its own binary cache."""
+        return f"http://{self.host}/nix-cache"
+
+    @property
+    def public_key(self) -> str:
+        answer = self.get("/nix-cache/public-key")
+        assert answer.status == 200, answer
+        return answer.body.decode().strip()
+
+    @property
+    def storage_directory(self) -> Path:
+        """The object store, where it is the default one."""
+        assert not self.storage
+        return self.state / "storage"
 
     def start(self) -> "Registry":
         assert self.daemon is None

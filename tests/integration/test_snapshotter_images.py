@@ -1,6 +1,6 @@
 """Snapshotter images, mounted by hand: what a node with nix-snapshotter does, without nix-snapshotter.
 
-The layer comes from the registry; the store paths come from a binary cache into a store that was empty.
+Layer and store paths come from the registry; the node's store was empty, and it knows no other binary cache.
 """
 
 import stat
@@ -31,16 +31,15 @@ class Node:
         return self.bundle.run(*command, mounts={path: self.store.shown(path) for path in self.paths})
 
 
-def node_with(registry: Registry, name: str, server_store: ChrootStore, directory: Path) -> Node:
+def node_with(registry: Registry, name: str, directory: Path) -> Node:
     need("skopeo", "umoci", "runc", "nix")
     layers = registry.manifest(f"nix-snapshotter/{name}").json()["layers"]
     assert len(layers) == 1
     assert layers[0]["mediaType"] == "application/vnd.oci.image.layer.v1.tar+gzip"
     assert layers[0]["annotations"]["containerd.io/snapshot/nix-layer"] == "true"
     paths = annotated_paths(layers[0])
-    cache = server_store.publish(directory / "cache", paths)
     node_store = ChrootStore.create(directory / "node")
-    node_store.substitute(cache, paths)
+    node_store.fetch(registry.cache_url, registry.public_key, *paths)
     image = copy_from_registry(f"{registry.host}/nix-snapshotter/{name}:latest", directory / "layout")
     return Node(node_store, unpack(image, directory / "bundle"), paths)
 
@@ -64,7 +63,7 @@ def test_runs_with_exactly_the_annotated_paths(
     command: tuple[str, ...],
     output: str,
 ) -> None:
-    node = node_with(registry, name, prepared_store, directory)
+    node = node_with(registry, name, directory)
     installed = prepared_store.installed(*attributes, *ALWAYS_ADDED)
     wanted = [path for paths in installed.values() for path in paths]
     assert len(set(node.paths)) == len(node.paths)

@@ -1,12 +1,13 @@
 from collections.abc import Collection, Mapping
 
+import networkx as nx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery_snap.errors import PathsMissing
+from nixery_snap.errors import CircularReferences, PathsMissing
 from nixery_snap.imaging.locate import find_closure
-from nixery_snap.nix.path_info import PathInfo, reachable
+from nixery_snap.nix.path_info import Closure, PathInfo, reachable
 from nixery_snap.nix.store_path import StorePath
 from tests.unit.stores import info, store_path
 
@@ -26,6 +27,13 @@ class Sparing:
         return {path: self.infos[path] for path in paths if path in self.infos}
 
 
+def circles(closure: Closure) -> "nx.DiGraph[StorePath]":
+    """Its references but for those of a path to itself."""
+    return nx.DiGraph(
+        [(path, other) for path, found in closure.items() for other in found.references if other != path]
+    )
+
+
 @given(
     st.dictionaries(st.sampled_from(PATHS), st.sets(st.sampled_from(PATHS))), st.sets(st.sampled_from(PATHS))
 )
@@ -38,5 +46,8 @@ async def test_the_closure_or_what_is_missing(
         with pytest.raises(PathsMissing) as raised:
             await find_closure(Sparing(infos), roots)
         assert set(raised.value.paths) <= set(map(str, unknown))
+    elif not nx.is_directed_acyclic_graph(circles(expected)):
+        with pytest.raises(CircularReferences):
+            await find_closure(Sparing(infos), roots)
     else:
         assert list((await find_closure(Sparing(infos), roots)).items()) == list(expected.items())

@@ -30,6 +30,7 @@ SAMPLES: tuple[NixerySnapError, ...] = (
     errors.RealisationTimedOut(3600),
     errors.StillWorking(60, 10),
     errors.PathsMissing((SECRET,)),
+    errors.CircularReferences((SECRET,)),
     errors.SubstituterUnreachable("https://cache.example", SECRET),
     errors.BadSignature("https://cache.example", "/nix/store/x", ("other-1",)),
     errors.StorageError(SECRET),

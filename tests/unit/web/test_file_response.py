@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from nixery_snap.registry import file_response
-from nixery_snap.registry.file_response import FileRangeResponse, is_cached
-from nixery_snap.registry.hot_answers import HotAnswers
-from tests.unit.registry.servers import LOOPS, Server, request, serving
+from nixery_snap.web import file_response
+from nixery_snap.web.file_response import FileRangeResponse, is_cached
+from nixery_snap.web.hot_answers import HotAnswers
+from tests.unit.web.servers import LOOPS, Server, request, serving
 
 SIZE = 12_000_000  # larger than the buffers of a loopback connection
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import uvloop
 from aiohttp import web
 
-from nixery_snap.registry.hot_answers import HotAnswers, serve_hot
+from nixery_snap.web.hot_answers import HotAnswers, serve_hot
 
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,

@@ -10,7 +10,7 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nixery_snap.registry.hot_answers import (
+from nixery_snap.web.hot_answers import (
     HOT,
     MAX_BODY_BYTES,
     MAX_HEAD_BYTES,
@@ -18,7 +18,7 @@ from nixery_snap.registry.hot_answers import (
     always,
     is_plain,
 )
-from tests.unit.registry.servers import LOOPS, Server, request, serving
+from tests.unit.web.servers import LOOPS, Server, request, serving
 
 Calls = Counter[str]
 CALLS = web.AppKey("calls", Calls)

@@ -21,8 +21,6 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
-from nixery_snap.registry.errors import oci_error
-
 MAX_HEAD_BYTES: Final = 2048
 MAX_BODY_BYTES: Final = 1024 * 1024
 _OVERHEAD_BYTES: Final = 512  # objects around an entry, roughly
@@ -40,6 +38,14 @@ def always() -> bool:
 # A handler marks its answer with this: `response[HOT] = always`, or a function that says, without I/O, whether
 # the answer still holds. The answer must not depend on anything but the bytes of the request head.
 HOT: Final[web.ResponseKey[Callable[[], bool]]] = web.ResponseKey("hot")
+
+# What an application answers, given a status and a message, to what never becomes a request that it could see.
+BadRequest = Callable[[int, str], web.Response]
+BAD_REQUEST: Final[web.AppKey[BadRequest]] = web.AppKey("bad_request")
+
+
+def _plain_text(status: int, message: str) -> web.Response:
+    return web.Response(status=status, text=f"{message}\n")
 
 
 @dataclass(slots=True)
@@ -125,13 +131,20 @@ class HotAnswers:
 class HotRequestHandler(web.RequestHandler):
     """aiohttp's protocol with a short way in front of it."""
 
-    __slots__ = ("_answers", "_head", "_ready", "_refresh_at")
+    __slots__ = ("_answers", "_bad_request", "_head", "_ready", "_refresh_at")
 
     def __init__(
-        self, manager: web.Server, answers: HotAnswers, *, loop: asyncio.AbstractEventLoop, **options: Any
+        self,
+        manager: web.Server,
+        answers: HotAnswers,
+        bad_request: BadRequest,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        **options: Any,
     ) -> None:
         super().__init__(manager, loop=loop, **options)
         self._answers = answers
+        self._bad_request = bad_request
         # Nothing is in flight, and there were only whole, plain requests so far: one that is not makes this
         # false for the rest of the connection.
         self._ready = False
@@ -176,8 +189,8 @@ class HotRequestHandler(web.RequestHandler):
         """What is not HTTP, or has endless lines, is answered as any other bad request and logged nowhere."""
         if status >= 500 or request.writer.output_size > 0:
             return super().handle_error(request, status, exc, message)
-        response = oci_error(
-            "NAME_INVALID", status, "this is not a valid HTTP request, or one of its lines is too long"
+        response = self._bad_request(
+            status, "this is not a valid HTTP request, or one of its lines is too long"
         )
         response.force_close()
         return response
@@ -209,8 +222,9 @@ async def serve_hot(
     manager = runner.server
     if manager is None:
         raise RuntimeError("the runner is not set up")
+    bad_request = runner.app.get(BAD_REQUEST, _plain_text)
 
     def protocol() -> HotRequestHandler:
-        return HotRequestHandler(manager, answers, loop=loop, **options)
+        return HotRequestHandler(manager, answers, bad_request, loop=loop, **options)
 
     return [await loop.create_server(protocol, sock=sock, backlog=backlog) for sock in sockets]

@@ -1,0 +1,1 @@
+"""Our own binary cache over HTTP, for Nix as the client."""

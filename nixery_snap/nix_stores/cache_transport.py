@@ -1,0 +1,316 @@
+"""How the files of a binary cache are fetched: over HTTP, or from a directory or bucket through obstore."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import lru_cache
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError
+from obstore.store import GCSStore, LocalStore, S3Store
+from yarl import URL
+
+from nixery_snap.errors import InvalidFormat, SettingsError
+from nixery_snap.nix_stores.decompression import sniffed
+
+_CHUNK_BYTES: Final = 256 * 1024
+_CONNECT_SECONDS: Final = 5.0
+_MAX_REDIRECTS: Final = 5
+_TURNS: Final = 64
+_ABSENT: Final = frozenset({403, 404, 410})  # buckets that may not be listed answer 403 for what is not there
+_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+# What of an object store's URL says where it is, and nothing secret; Nix's own names and one more.
+_S3_PARAMETERS: Final = ("region", "endpoint", "scheme", "skip_signature")
+
+
+class TransportFailed(Exception):
+    """No answer, or one that says nothing about what was asked for. `retry`: another try may help."""
+
+    def __init__(self, reason: str, *, retry: bool, retry_after_seconds: float | None = None) -> None:
+        self.reason, self.retry, self.retry_after_seconds = reason, retry, retry_after_seconds
+        super().__init__(reason)
+
+
+class CacheTransport(Protocol):
+    """Fetches files by their names relative to a cache's URL. Both methods raise TransportFailed."""
+
+    @property
+    def url(self) -> str:
+        """The cache's, without its secrets."""
+
+    async def get(self, name: str, max_bytes: int) -> bytes | None:
+        """All of a small file, None for one that is not there. Raises InvalidFormat over `max_bytes`."""
+
+    def stream(
+        self, name: str, first_bytes: int | None = None
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """A file piece by piece; no more than `first_bytes` need come. Entering raises FileNotFoundError."""
+
+    async def close(self) -> None: ...
+
+
+class HttpTransport:
+    """HTTP/1.1 with connections kept open. `session` stays the caller's; without one its own is made.
+
+    `request_timeout` is for all of a small file and between two pieces of a stream, `nar_timeout` for all
+    of a stream, both in seconds. `turns` bounds how many small files are fetched at a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        session: aiohttp.ClientSession | None = None,
+        *,
+        turns: asyncio.Semaphore | None = None,
+        request_timeout: float = 15,
+        nar_timeout: float = 3600,
+    ) -> None:
+        self.url: Final = shown_url(url)
+        self._turns = turns or asyncio.Semaphore(_TURNS)
+        base = URL(url.partition("#")[0])
+        self._base = str(base.with_query(None)).rstrip("/") + "/"
+        self._query = base.raw_query_string
+        self._session = session
+        self._owned: aiohttp.ClientSession | None = None
+        connect = min(_CONNECT_SECONDS, request_timeout)
+        self._options: dict[str, Any] = {"max_redirects": _MAX_REDIRECTS, "proxy": _proxy(base)}
+        self._get_timeout = aiohttp.ClientTimeout(total=request_timeout, sock_connect=connect)
+        self._stream_timeout = aiohttp.ClientTimeout(
+            total=nar_timeout, sock_connect=connect, sock_read=request_timeout
+        )
+
+    async def get(self, name: str, max_bytes: int) -> bytes | None:
+        with _translated():
+            async with self._turns, self._request(name, self._get_timeout) as response:
+                if not _is_there(response):
+                    return None
+                content = await _bounded(response, max_bytes)
+        if "Content-Encoding" in response.headers:  # uncalled for, but it happens
+            return sniffed(content, max_bytes)
+        return content
+
+    @asynccontextmanager
+    async def stream(self, name: str, first_bytes: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        headers = None if first_bytes is None else {"Range": f"bytes=0-{first_bytes - 1}"}
+        with _translated():
+            async with self._request(name, self._stream_timeout, headers) as response:
+                if not _is_there(response):
+                    raise FileNotFoundError(name)
+                if encoding := response.headers.get("Content-Encoding"):
+                    raise TransportFailed(
+                        f"it answers encoded as {encoding[:40]!r} uncalled for", retry=False
+                    )
+                yield response.content.iter_chunked(_CHUNK_BYTES)
+
+    async def close(self) -> None:
+        if self._owned is not None:
+            await self._owned.close()
+
+    def _request(
+        self, name: str, timeout: aiohttp.ClientTimeout, headers: dict[str, str] | None = None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        if self._session is None:
+            self._session = self._owned = _session()
+        separator = "&" if "?" in name else "?"
+        url = self._base + name + (separator + self._query if self._query else "")
+        return self._session.get(URL(url, encoded=True), timeout=timeout, headers=headers, **self._options)
+
+
+def _session() -> aiohttp.ClientSession:
+    # Substituter bounds the number of requests.
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=60),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        read_bufsize=_CHUNK_BYTES,
+        headers={"Accept-Encoding": "identity", "User-Agent": "nixery-snap"},
+    )
+
+
+def _proxy(url: URL) -> str | None:
+    """From the environment, once: looking for each request would take longer than the request."""
+    return None if url.host is None or proxy_bypass(url.host) else getproxies().get(url.scheme)
+
+
+def _is_there(response: aiohttp.ClientResponse) -> bool:
+    """Raises TransportFailed for a status that is neither yes nor no."""
+    status = response.status
+    # 416: an empty file has no first bytes.
+    if status in {200, 206, 416}:
+        return status != 416
+    if status in _ABSENT:
+        return False
+    seconds = response.headers.get("Retry-After", "")
+    raise TransportFailed(
+        f"it answers with status {status}",
+        retry=status in _PASSING,
+        # The other form, a date, is longer than anybody here would wait.
+        retry_after_seconds=float(seconds) if seconds.isascii() and seconds.isdigit() else None,
+    )
+
+
+async def _bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    pieces, size_bytes = [], 0
+    if (response.content_length or 0) <= max_bytes:
+        async for piece in response.content.iter_any():
+            pieces.append(piece)
+            size_bytes += len(piece)
+            if size_bytes > max_bytes:
+                break
+        else:
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    response.close()
+    raise InvalidFormat("body", "…", f"it is larger than {max_bytes} bytes")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What libraries raise becomes TransportFailed, without the URLs in their messages."""
+    try:
+        yield
+    except aiohttp.TooManyRedirects:
+        raise TransportFailed("it redirects too often", retry=False) from None
+    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlRedirectClientError):
+        raise TransportFailed("it redirects to what is no HTTP URL", retry=False) from None
+    except TimeoutError as error:
+        raise TransportFailed("it does not answer in time", retry=False) from error
+    except aiohttp.ClientResponseError as error:
+        raise TransportFailed(f"it answers with no HTTP: {error.message[:200]}", retry=True) from None
+    except FileNotFoundError:
+        raise
+    except (aiohttp.ClientError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise TransportFailed((reason or type(error).__name__)[:300], retry=True) from error
+    except PermissionDeniedError:
+        raise FileNotFoundError from None
+    except BaseError as error:
+        # The first line says it; the others hold whole requests.
+        raise TransportFailed(str(error).partition("\n")[0][:300], retry=True) from None
+
+
+class ObjectTransport:
+    """A directory or a bucket in which a binary cache lies, read through obstore."""
+
+    def __init__(
+        self,
+        url: str,
+        store: LocalStore | S3Store | GCSStore,
+        *,
+        turns: asyncio.Semaphore | None = None,
+        request_timeout: float = 15,
+        nar_timeout: float = 3600,
+    ) -> None:
+        self.url: Final = shown_url(url)
+        self._store = store
+        self._turns = turns or asyncio.Semaphore(_TURNS)
+        self._request_timeout, self._nar_timeout = request_timeout, nar_timeout
+
+    async def get(self, name: str, max_bytes: int) -> bytes | None:
+        with _translated():
+            try:
+                async with self._turns, asyncio.timeout(self._request_timeout):
+                    result = await obstore.get_async(self._store, name)
+                    if result.meta["size"] > max_bytes:
+                        raise InvalidFormat("body", "…", f"it is larger than {max_bytes} bytes")
+                    return bytes(await result.bytes_async())
+            except (FileNotFoundError, PermissionDeniedError):
+                return None
+
+    @asynccontextmanager
+    async def stream(self, name: str, first_bytes: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
+        with _translated():
+            async with asyncio.timeout(self._request_timeout):
+                result = await obstore.get_async(self._store, name)
+            yield self._pieces(result)
+
+    async def _pieces(self, result: obstore.GetResult) -> AsyncIterator[bytes]:
+        pieces = aiter(result.stream(_CHUNK_BYTES))
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._nar_timeout
+        while True:
+            async with asyncio.timeout_at(min(end, loop.time() + self._request_timeout)):
+                piece = await anext(pieces, None)
+            if piece is None:
+                return
+            yield bytes(piece)
+
+    async def close(self) -> None:
+        pass
+
+
+def open_transport(
+    url: str,
+    session: aiohttp.ClientSession | None = None,
+    *,
+    turns: asyncio.Semaphore | None = None,
+    request_timeout: float = 15,
+    nar_timeout: float = 3600,
+) -> CacheTransport:
+    """For https, http, file, s3 and gs. Raises SettingsError for a URL that is none of these."""
+    scheme = urlsplit(url).scheme
+    if scheme in {"http", "https"}:
+        return HttpTransport(
+            url, session, turns=turns, request_timeout=request_timeout, nar_timeout=nar_timeout
+        )
+    try:
+        store = _object_store(url)
+    except (BaseError, OSError, ValueError) as error:
+        raise SettingsError("substituters", f"{shown_url(url)}: {error}") from None
+    return ObjectTransport(url, store, turns=turns, request_timeout=request_timeout, nar_timeout=nar_timeout)
+
+
+def _object_store(url: str) -> LocalStore | S3Store | GCSStore:
+    """Raises ValueError."""
+    parts = urlsplit(url)
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    prefix = unquote(parts.path).strip("/") or None
+    # Substituter tries again by itself, and knows when to stop.
+    retries: Any = {"max_retries": 0}
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and not parameters:
+        return LocalStore(unquote(parts.path))
+    if parts.scheme == "gs" and parts.netloc and set(parameters) <= {"skip_signature"}:
+        public: dict[str, Any] = {"skip_signature": True} if _flag(parameters) else {}
+        return GCSStore(parts.netloc, prefix=prefix, retry_config=retries, **public)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise ValueError("it must be https://…, http://…, file:///…, s3://… or gs://…")
+    if unknown := parameters.keys() - set(_S3_PARAMETERS):
+        raise ValueError(f"{', '.join(sorted(unknown))}: only {', '.join(_S3_PARAMETERS)} are known")
+    scheme = parameters.get("scheme", "https")
+    if scheme not in {"http", "https"}:
+        raise ValueError("scheme must be http or https")
+    options: dict[str, Any] = {
+        "region": parameters.get("region") or os.environ.get("AWS_REGION", "us-east-1")
+    }
+    if endpoint := parameters.get("endpoint"):
+        options["endpoint"] = f"{scheme}://{endpoint}"
+        options["virtual_hosted_style_request"] = False
+    if _flag(parameters):
+        options["skip_signature"] = True
+    return S3Store(
+        parts.netloc,
+        prefix=prefix,
+        retry_config=retries,
+        client_options={"allow_http": scheme == "http"},
+        **options,
+    )
+
+
+def _flag(parameters: dict[str, str]) -> bool:
+    return parameters.get("skip_signature", "") in {"", "1", "true"} and "skip_signature" in parameters
+
+
+@lru_cache(1024)
+def shown_url(url: str) -> str:
+    """A cache's URL for people, records and path infos: without user, password and secrets in its query."""
+    parts = urlsplit(url)
+    query = ""
+    if parts.scheme in {"s3", "gs"}:
+        query = urlencode([item for item in parse_qsl(parts.query) if item[0] in _S3_PARAMETERS])
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), query, ""))

@@ -1,0 +1,63 @@
+"""Leaves a server alone that has failed several times in a row, so that it costs nobody any time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+FAILURES: Final = 3
+OPEN_SECONDS: Final = 30.0
+
+
+class CircuitOpen(Exception):
+    """Not now: `reason` is that of the last failure."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class CircuitBreaker:
+    """FAILURES in a row open it for OPEN_SECONDS; then it lets one trial through at a time until one succeeds.
+
+    `on_open` is told the reason whenever it opens.
+    """
+
+    def __init__(self, on_open: Callable[[str], object], now: Callable[[], float] = time.monotonic) -> None:
+        self._on_open, self._now = on_open, now
+        self._failures = 0
+        self._open_until = 0.0
+        self._on_trial = False
+        self._reason = ""
+
+    @contextmanager
+    def attempt(self) -> Iterator[Callable[[], None]]:
+        """Raises CircuitOpen, as what it yields does when it is called after others have opened it meanwhile."""
+        is_trial = self._failures >= FAILURES
+        if is_trial:
+            if self._on_trial or self._now() < self._open_until:
+                raise CircuitOpen(self._reason)
+            self._on_trial = True
+
+        def check() -> None:
+            if not is_trial and self._failures >= FAILURES:
+                raise CircuitOpen(self._reason)
+
+        try:
+            yield check
+        finally:
+            if is_trial:
+                self._on_trial = False
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def failed(self, reason: str) -> None:
+        self._failures += 1
+        self._reason = reason
+        if self._failures >= FAILURES:
+            was_open, self._open_until = self._now() < self._open_until, self._now() + OPEN_SECONDS
+            if not was_open:
+                self._on_open(reason)

@@ -1,0 +1,234 @@
+"""Our own binary cache: what no other cache has is written to it, and what it lacks it may fetch from others."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Final
+
+import structlog
+from backports import zstd
+
+from nixery_snap.errors import CorruptPath, InvalidFormat, NixerySnapError, StorageError
+from nixery_snap.nix import base32, listing, nar
+from nixery_snap.nix.file_tree import FileEntry, Node, tree_of
+from nixery_snap.nix.narinfo import NarInfo
+from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix.signing import SecretKey
+from nixery_snap.nix.store_path import STORE_DIR
+from nixery_snap.nix_stores.build_logs import BuildLogs
+from nixery_snap.nix_stores.decompression import decompress
+from nixery_snap.nix_stores.substituter import Substituter
+from nixery_snap.ports import CacheFiles, CacheFileWriter, Location, StoreContents, StoredBytes
+
+log = structlog.get_logger()
+
+_LEVEL: Final = 3  # of zstd; more costs clients more waiting than it saves them
+_SUFFIXES: Final = {"xz": ".xz", "zstd": ".zst", "bzip2": ".bz2", "br": ".br", "gzip": ".gz"}
+_HASH_PART_LENGTH: Final = 32
+_FILE_HASH_LENGTH: Final = 52
+
+
+class OwnCache:
+    """Implements the port BinaryCache over `files`, signing with `key`.
+
+    Store paths come from the local store (`contents`, `logs`) and, where they or clients ask for more, from
+    `upstreams`, in this order.
+    """
+
+    def __init__(
+        self,
+        files: CacheFiles,
+        key: SecretKey,
+        contents: StoreContents,
+        logs: BuildLogs,
+        upstreams: tuple[Substituter, ...],
+    ) -> None:
+        self._files = files
+        self._key = key
+        self._contents = contents
+        self._logs = logs
+        self._upstreams = upstreams
+        self._copying: dict[str, asyncio.Task[Any]] = {}
+
+    async def initialise(self, priority: int) -> None:
+        """Say what the bucket is to those who use it without this server."""
+        content = f"StoreDir: {STORE_DIR}\nWantMassQuery: 1\nPriority: {priority}\n".encode()
+        if await self._files.get("nix-cache-info") != content:
+            await self._files.put("nix-cache-info", content)
+
+    async def narinfo(self, hash_part: str) -> bytes | None:
+        if content := await self._files.get(f"{hash_part}.narinfo"):
+            return content
+        found = await self._upstream(hash_part)
+        return None if found is None else bytes(_read_through(self._signed(found[1])))
+
+    async def file(self, name: str) -> Location | None:
+        if location := await self._files.locate(name):
+            return location
+        kind, _, rest = name.rpartition("/")
+        hash_part, _, suffix = rest.partition(".")
+        if not self._upstreams or kind == "log":
+            return None
+        if not kind and suffix == "ls":
+            found = await self._upstream(hash_part)
+            content = await found[0].listing_text(found[1].info) if found else None
+            return None if content is None else StoredBytes(content)
+        if len(hash_part) != _HASH_PART_LENGTH + _FILE_HASH_LENGTH:
+            return None
+        return await self._fetched(hash_part[:_HASH_PART_LENGTH])
+
+    async def _upstream(self, hash_part: str) -> tuple[Substituter, NarInfo] | None:
+        """The first upstream that has the path; one that fails is passed over."""
+        for substituter in self._upstreams:
+            try:
+                if narinfo := await substituter.narinfo_by_hash(hash_part):
+                    return substituter, narinfo
+            except NixerySnapError as error:
+                log.info(
+                    "upstream-passed-over", cache=substituter.url, hash_part=hash_part, reason=str(error)
+                )
+        return None
+
+    async def _fetched(self, hash_part: str) -> Location | None:
+        """The NAR of a path that upstreams have, kept from now on; the next of them where one's is bad."""
+        for _ in range(len(self._upstreams) + 1):
+            if content := await self._files.get(f"{hash_part}.narinfo"):
+                return await self._files.locate(NarInfo.parse(content).url)
+            found = await self._upstream(hash_part)
+            if found is None:
+                return None
+            try:
+                await self.mirror(*found)
+            except CorruptPath as error:
+                log.warning("upstream-corrupt", cache=error.url, path=error.path, reason=error.reason)
+        return None
+
+    def _signed(self, narinfo: NarInfo) -> NarInfo:
+        """With our signature too: its signature, or its content, has been verified."""
+        mine = self._key.sign(narinfo.info)
+        signatures = dict.fromkeys((*narinfo.info.signatures, mine))
+        return replace(narinfo, info=replace(narinfo.info, signatures=tuple(signatures)))
+
+    # --- writing ------------------------------------------------------------------------------------
+
+    async def add_local(self, info: PathInfo) -> NarInfo:
+        """Write the NAR of a path of the local store and what belongs to it, all but the narinfo."""
+        narinfo, tree = await asyncio.to_thread(self._dump, info, self._contents.entries(info))
+        await self._files.put(f"{info.path.hash_part}.ls", tree)
+        if info.deriver and (text := await asyncio.to_thread(self._logs.read, info.deriver)):
+            await self._files.put(f"log/{info.deriver.base_name}", text)
+        return narinfo
+
+    async def add_entries(self, info: PathInfo, entries: Iterator[FileEntry]) -> None:
+        """Write a path that no store has, narinfo included."""
+        narinfo, tree = await asyncio.to_thread(self._dump, info, entries)
+        await self._files.put(f"{info.path.hash_part}.ls", tree)
+        await self.announce(narinfo)
+
+    async def mirror(self, substituter: Substituter, narinfo: NarInfo) -> None:
+        """Copy a path from another cache as it is, once its NAR has proved right. Raises CorruptPath."""
+        base_name = narinfo.info.path.base_name
+        task = self._copying.get(base_name)
+        if task is None:
+            task = self._copying[base_name] = asyncio.ensure_future(self._mirror(substituter, narinfo))
+            task.add_done_callback(lambda _: self._copying.pop(base_name))
+        await asyncio.shield(task)
+
+    async def _mirror(self, substituter: Substituter, narinfo: NarInfo) -> None:
+        async with substituter.stream_nar(narinfo) as chunks:
+            copied = await asyncio.to_thread(self._copy, substituter, narinfo, chunks)
+        if (tree := await substituter.listing_text(narinfo.info)) is not None:
+            await self._files.put(f"{narinfo.info.path.hash_part}.ls", tree)
+        await self.announce(copied)
+
+    async def announce(self, narinfo: NarInfo) -> None:
+        """Write the narinfo, which makes a path part of the cache: its references' come before it."""
+        await self._files.put(f"{narinfo.info.path.hash_part}.narinfo", bytes(self._signed(narinfo)))
+
+    def _dump(self, info: PathInfo, entries: Iterator[FileEntry]) -> tuple[NarInfo, bytes]:
+        """Blocking: pack a NAR and publish it under the name of its file hash."""
+        nodes: list[tuple[bytes, Node]] = []
+        offsets: dict[bytes, int] = {}
+        nar_hash, nar_size = hashlib.sha256(), 0
+        compressor = zstd.ZstdCompressor(_LEVEL)
+
+        def noted() -> Iterator[FileEntry]:
+            for entry in entries:
+                nodes.append((entry.name, entry.node))
+                yield entry
+
+        with self._files.writer() as writer:
+            file = _HashedFile(writer)
+            for chunk in nar.write(noted(), offsets):
+                nar_hash.update(chunk)
+                nar_size += len(chunk)
+                file.write(compressor.compress(chunk))
+            file.write(compressor.flush())
+            if (f"sha256:{base32.encode(nar_hash.digest())}", nar_size) != (info.nar_hash, info.nar_size):
+                raise StorageError(
+                    f"{info.path} is not what the Nix store's database says; nix-store --verify"
+                    " --check-contents --repair mends it"
+                )
+            narinfo = file.commit(info, "zstd")
+        return narinfo, listing.encode(tree_of(nodes), offsets)
+
+    def _copy(self, substituter: Substituter, narinfo: NarInfo, chunks: Iterator[bytes]) -> NarInfo:
+        """Blocking: write the compressed NAR as it comes, and check what it holds."""
+        info = narinfo.info
+        nar_hash, nar_size = hashlib.sha256(), 0
+        with self._files.writer() as writer:
+            file = _HashedFile(writer)
+            try:
+                for piece in decompress(file.passing(chunks), narinfo.compression):
+                    nar_hash.update(piece)
+                    nar_size += len(piece)
+                    if nar_size > info.nar_size:
+                        break
+            except InvalidFormat as error:
+                raise self._refused(substituter, info, str(error)) from error
+            if (f"sha256:{base32.encode(nar_hash.digest())}", nar_size) != (info.nar_hash, info.nar_size):
+                raise self._refused(
+                    substituter, info, "its NAR has another hash or size than its narinfo says"
+                )
+            return file.commit(info, narinfo.compression)
+
+    def _refused(self, substituter: Substituter, info: PathInfo, reason: str) -> CorruptPath:
+        error = CorruptPath(substituter.url, str(info.path), reason)
+        substituter.refuse(info.path, error)
+        return error
+
+
+class _HashedFile:
+    """A NAR file being written, which will be named by its hash."""
+
+    def __init__(self, writer: CacheFileWriter) -> None:
+        self._writer = writer
+        self._hash = hashlib.sha256()
+        self._size_bytes = 0
+
+    def write(self, chunk: bytes) -> None:
+        self._writer.write(chunk)
+        self._hash.update(chunk)
+        self._size_bytes += len(chunk)
+
+    def passing(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self.write(chunk)
+            yield chunk
+
+    def commit(self, info: PathInfo, compression: str) -> NarInfo:
+        file_hash = base32.encode(self._hash.digest())
+        name = f"nar/{file_hash}.nar{_SUFFIXES.get(compression, '')}"
+        self._writer.commit(name)
+        return NarInfo(info, name, compression, f"sha256:{file_hash}", self._size_bytes)
+
+
+def _read_through(narinfo: NarInfo) -> NarInfo:
+    """With a URL of ours, by which the path is found again when its NAR is asked for."""
+    info = narinfo.info
+    name = info.path.hash_part + info.nar_hash.removeprefix("sha256:")
+    suffix = _SUFFIXES.get(narinfo.compression, "")
+    return replace(narinfo, url=f"nar/{name}.nar{suffix}")

@@ -1,0 +1,74 @@
+"""The key that signs what our binary cache publishes, as a file."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from nixery_snap.errors import InvalidFormat, SettingsError
+from nixery_snap.nix.signing import SecretKey
+
+log = structlog.get_logger()
+
+_MAX_BYTES: Final = 4096
+_OTHERS: Final = 0o077
+
+
+def load_signing_key(path: Path | None, *, create: bool) -> SecretKey:
+    """From a file as `nix key generate-secret` makes it; an absent one is made where `create` says so.
+
+    Without a path, a key for this process alone. Raises SettingsError, which never tells what the file holds.
+    """
+    if path is None:
+        log.warning(
+            "signing-key-not-kept", reason="there is no directory for it: name binary_cache.signing_key_file"
+        )
+        return SecretKey.generate(_name())
+    try:
+        if create and not path.exists():
+            _create(path)
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & _OTHERS:
+                raise SettingsError(
+                    "binary_cache.signing_key_file",
+                    f"others may read {path}: chmod 600 it, and consider a new key",
+                )
+            content = file.read(_MAX_BYTES)
+        return SecretKey.parse(content.decode().strip())
+    except (OSError, UnicodeDecodeError, InvalidFormat) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds no key"
+        raise SettingsError(
+            "binary_cache.signing_key_file",
+            f"{path} cannot be used: {reason}; `nix key generate-secret --key-name NAME` makes one",
+        ) from None
+
+
+def _create(path: Path) -> None:
+    """All of it or nothing, and whoever of several processes comes first."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent)  # readable for us alone
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(f"{SecretKey.generate(_name()).text}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            return
+        log.info("signing-key-made", path=str(path))
+    finally:
+        Path(name).unlink()
+
+
+def _name() -> str:
+    """As is the custom: host and number."""
+    host = "".join(
+        letter for letter in socket.gethostname() if letter.isascii() and (letter.isalnum() or letter in "-.")
+    )
+    return f"{host or 'nixery-snap'}-1"

@@ -1,0 +1,251 @@
+"""What is inside store paths that are in binary caches only: by listing where that will do, else by the NAR."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Final
+
+import structlog
+from cachetools import LRUCache
+
+from nixery_snap.errors import (
+    CorruptPath,
+    InvalidFormat,
+    PathsMissing,
+    SubstituterError,
+    SubstituterUnreachable,
+)
+from nixery_snap.nix import listing
+from nixery_snap.nix.file_tree import Directory, FileEntry, Node
+from nixery_snap.nix.narinfo import NarInfo
+from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix_stores.substituter import Substituter
+from nixery_snap.nix_stores.substituters import Substituters
+from nixery_snap.nix_stores.verified_nar import unverified_root, verified_entries, verified_tree
+from nixery_snap.ports import Records
+
+log = structlog.get_logger()
+
+_ROOT: Final = "root"
+_TREE: Final = "tree"
+_ROOT_BYTES: Final = 128 * 1024  # enough for the first block of most compressions
+_NODES_IN_MEMORY: Final = 200_000
+_LARGEST_RECORD: Final = 4 * 1024 * 1024
+
+
+class SubstitutedContents:
+    """Implements the port StoreContents for path infos of substituters.
+
+    Where the path's own substituter fails, others that have the same NAR stand in for it. What `entries` reads
+    in worker threads is fetched on `loop`.
+    """
+
+    def __init__(self, substituters: Substituters, records: Records, loop: asyncio.AbstractEventLoop) -> None:
+        self._substituters = substituters
+        self._records = records
+        self._loop = loop
+        self._trees: LRUCache[str, Node] = LRUCache(_NODES_IN_MEMORY, getsizeof=_count)
+
+    async def root(self, info: PathInfo) -> Node:
+        key = _key(info)
+        tree = self._trees.get(key)
+        if tree is None:
+            tree = await self._recorded(_ROOT, key)
+        if tree is None:
+            tree = await self._first(info, self._root)
+            tree = Directory() if isinstance(tree, Directory) else tree
+            await self._record(_ROOT, key, tree)
+        return Directory() if isinstance(tree, Directory) else tree
+
+    async def file_tree(self, info: PathInfo) -> Node:
+        key = _key(info)
+        tree = self._trees.get(key)
+        if tree is None:
+            tree = await self._recorded(_TREE, key)
+            if tree is None:
+                tree = await self._first(info, self._file_tree)
+            if _count(tree) <= _NODES_IN_MEMORY:
+                self._trees[key] = tree
+        return tree
+
+    def entries(self, info: PathInfo) -> Iterator[FileEntry]:
+        candidates = _Candidates(self._substituters, info)
+        while True:
+            substituter, narinfo = self._wait(candidates.next())
+            entries = self._entries(substituter, narinfo)
+            try:
+                first = next(entries)
+            except SubstituterError as error:
+                candidates.failed(substituter, error)
+                continue
+            break
+        # From here on it is too late to begin anew.
+        try:
+            yield first
+            yield from entries
+        except SubstituterUnreachable as error:
+            substituter.refuse(info.path, error)
+            raise
+
+    # --- from one substituter -----------------------------------------------------------------------
+
+    async def _root(self, substituter: Substituter, narinfo: NarInfo) -> Node:
+        if (tree := await self._listing(substituter, narinfo.info)) is not None:
+            return tree
+        with _refusing(substituter, narinfo.info):
+            try:
+                async with substituter.stream_nar(narinfo, _ROOT_BYTES) as chunks:
+                    return await asyncio.to_thread(unverified_root, chunks, narinfo)
+            except InvalidFormat:
+                # Some compressions have larger blocks.
+                if narinfo.file_size is not None and narinfo.file_size <= _ROOT_BYTES:
+                    raise
+            async with substituter.stream_nar(narinfo) as chunks:
+                return await asyncio.to_thread(unverified_root, chunks, narinfo)
+
+    async def _file_tree(self, substituter: Substituter, narinfo: NarInfo) -> Node:
+        if (tree := await self._listing(substituter, narinfo.info)) is not None:
+            return tree
+        with _refusing(substituter, narinfo.info):
+            async with substituter.stream_nar(narinfo) as chunks:
+                tree = await asyncio.to_thread(verified_tree, chunks, narinfo)
+        await self._record(_TREE, _key(replace(narinfo.info, origin=substituter.url)), tree)
+        return tree
+
+    async def _listing(self, substituter: Substituter, info: PathInfo) -> Node | None:
+        """A bad one is as good as none: the NAR says the same and is signed."""
+        try:
+            return await substituter.listing(info)
+        except CorruptPath as error:
+            log.warning("listing-refused", cache=error.url, path=error.path, reason=error.reason)
+            return None
+
+    def _entries(self, substituter: Substituter, narinfo: NarInfo) -> Iterator[FileEntry]:
+        """Blocking."""
+        with _refusing(substituter, narinfo.info), self._blocking(substituter, narinfo) as chunks:
+            yield from verified_entries(chunks, narinfo)
+
+    @contextmanager
+    def _blocking(self, substituter: Substituter, narinfo: NarInfo) -> Iterator[Iterator[bytes]]:
+        """`stream_nar` for a worker thread: a task on the event loop holds it open until the thread leaves."""
+        opened: Future[Iterator[bytes]] = Future()
+        left = asyncio.Event()
+
+        async def hold() -> None:
+            async with substituter.stream_nar(narinfo) as chunks:
+                opened.set_result(chunks)
+                await left.wait()
+
+        held = asyncio.run_coroutine_threadsafe(hold(), self._loop)
+        held.add_done_callback(lambda held: _fail(opened, held))
+        try:
+            yield opened.result()
+        finally:
+            # Not waited for: a reader that is thrown away may end on the event loop's own thread.
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(left.set)
+
+    # --- from whichever has it ----------------------------------------------------------------------
+
+    async def _first(self, info: PathInfo, read: Callable[[Substituter, NarInfo], Awaitable[Node]]) -> Node:
+        candidates = _Candidates(self._substituters, info)
+        while True:
+            substituter, narinfo = await candidates.next()
+            try:
+                return await read(substituter, narinfo)
+            except SubstituterError as error:
+                candidates.failed(substituter, error)
+
+    def _wait(self, work: Awaitable[tuple[Substituter, NarInfo]]) -> tuple[Substituter, NarInfo]:
+        async def run() -> tuple[Substituter, NarInfo]:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    # --- what is remembered -------------------------------------------------------------------------
+
+    async def _recorded(self, kind: str, key: str) -> Node | None:
+        value = await self._records.get(kind, key)
+        if value is None:
+            return None
+        return await asyncio.to_thread(listing.parse, value["listing"].encode())
+
+    async def _record(self, kind: str, key: str, tree: Node) -> None:
+        text = await asyncio.to_thread(listing.encode, tree, {})
+        if len(text) > _LARGEST_RECORD:
+            return
+        with suppress(UnicodeDecodeError):  # names that records cannot hold are read anew
+            await self._records.put(kind, key, {"listing": text.decode()})
+
+
+class _Candidates:
+    """Who may have the NAR of `info`, its own substituter first."""
+
+    def __init__(self, substituters: Substituters, info: PathInfo) -> None:
+        self._substituters, self._info = substituters, info
+        self._errors: dict[str, SubstituterError] = {}
+        self._urls = iter((info.origin, *(one.url for one in substituters if one.url != info.origin)))
+
+    async def next(self) -> tuple[Substituter, NarInfo]:
+        """Raises the first one's error when none is left, PathsMissing when there was none."""
+        for url in self._urls:
+            try:
+                substituter = self._substituters.get(url)
+                narinfo = await substituter.narinfo(self._info.path)
+            except KeyError:
+                continue
+            except SubstituterError as error:
+                self._errors[url] = error
+                continue
+            if narinfo is not None and _same_nar(narinfo.info, self._info):
+                return substituter, narinfo
+        for first in self._errors.values():
+            raise first
+        raise PathsMissing((str(self._info.path),))
+
+    def failed(self, substituter: Substituter, error: SubstituterError) -> None:
+        self._errors[substituter.url] = error
+
+
+@contextmanager
+def _refusing(substituter: Substituter, info: PathInfo) -> Iterator[None]:
+    """What is wrong with a path is known before anybody asks again."""
+    try:
+        yield
+    except InvalidFormat as error:
+        corrupt = CorruptPath(substituter.url, str(info.path), str(error))
+        substituter.refuse(info.path, corrupt)
+        raise corrupt from error
+    except CorruptPath as error:
+        substituter.refuse(info.path, error)
+        raise
+
+
+def _fail(opened: Future[Iterator[bytes]], held: Future[None]) -> None:
+    if not opened.done():
+        cancelled = held.cancelled()
+        opened.set_exception(asyncio.CancelledError() if cancelled else held.exception())
+
+
+def _same_nar(one: PathInfo, other: PathInfo) -> bool:
+    return (one.nar_hash, one.nar_size) == (other.nar_hash, other.nar_size)
+
+
+def _key(info: PathInfo) -> str:
+    """Of records and trees: a listing is only as true as who has it."""
+    return hashlib.sha256(f"{info.origin}\n{info.path}\n{info.nar_hash}".encode()).hexdigest()
+
+
+def _count(tree: Node) -> int:
+    found, pending = 0, [tree]
+    while pending:
+        found += 1
+        node = pending.pop()
+        if isinstance(node, Directory):
+            pending.extend(node.entries.values())
+    return found

@@ -1,0 +1,169 @@
+"""Binary caches for the tests: made by real Nix, served by nginx, which writes down what was asked of it."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.integration.need import need
+from tests.integration.nixtools import ChrootStore
+from tests.integration.processes import Daemon, free_port, run
+from tests.integration.server import Substituter, request
+
+READY = "/ready"  # asked for until there is an answer
+NGINX = """\
+daemon off;
+{user}
+worker_processes 1;
+pid {home}/pid;
+error_log {home}/error.log;
+events {{}}
+http {{
+  log_format plain '$request_method $uri $status $body_bytes_sent';
+  access_log {home}/access.log plain;
+  client_body_temp_path {home}/body;
+  proxy_temp_path {home}/proxy;
+  fastcgi_temp_path {home}/fastcgi;
+  uwsgi_temp_path {home}/uwsgi;
+  scgi_temp_path {home}/scgi;
+  sendfile on;
+  tcp_nodelay on;
+  server {{
+    listen 127.0.0.1:{port} backlog=1024;
+    root {root};
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A signing key in a file as Nix makes it, and what verifies its signatures (`name:base64` both)."""
+
+    file: Path
+    public: str
+
+    @classmethod
+    def generate(cls, file: Path, name: str = "test-1") -> "KeyPair":
+        flakes = ["--extra-experimental-features", "nix-command"]
+        secret = run("nix", *flakes, "key", "generate-secret", "--key-name", name).stdout
+        file.touch(0o600)
+        file.write_text(secret)
+        return cls(file, run("nix", *flakes, "key", "convert-secret-to-public", stdin=secret).stdout.strip())
+
+    @property
+    def secret(self) -> str:
+        """The part that nobody may ever see."""
+        return self.file.read_text().partition(":")[2].strip()
+
+
+@dataclass(frozen=True)
+class CacheDirectory:
+    """A binary cache of plain files whose paths are signed by `key`."""
+
+    root: Path
+    key: KeyPair
+
+    def publish(
+        self, store: ChrootStore, paths: Iterable[str], *, compression: str = "zstd", listings: bool = True
+    ) -> "CacheDirectory":
+        """Copy the closures of `paths` into it."""
+        options = [f"compression={compression}", f"secret-key={self.key.file}"]
+        options += ["write-nar-listing=1"] if listings else []
+        store.run("nix", "copy", "--to", f"file://{self.root}?{'&'.join(options)}", *paths)
+        return self
+
+    def compress_listings(self, compress: Callable[[bytes], bytes]) -> None:
+        """As cache.nixos.org has them: nothing but their first bytes tells."""
+        for listing in self.root.glob("*.ls"):
+            listing.write_bytes(compress(listing.read_bytes()))
+
+    def copy(self, root: Path) -> "CacheDirectory":
+        """Replace files of it, never write into them: both have the same ones."""
+        shutil.copytree(self.root, root, copy_function=os.link)
+        return CacheDirectory(root, self.key)
+
+    def remove(self, store_path: str) -> None:
+        """As if it never had been there; what refers to it still does."""
+        self.nar(store_path).unlink(missing_ok=True)
+        self.narinfo(store_path).unlink()
+        self.narinfo(store_path).with_suffix(".ls").unlink(missing_ok=True)
+
+    def narinfo(self, store_path: str) -> Path:
+        return self.root / f"{hash_part(store_path)}.narinfo"
+
+    def nar(self, store_path: str) -> Path:
+        found = re.search(r"^URL: (.+)$", self.narinfo(store_path).read_text(), re.MULTILINE)
+        assert found
+        return self.root / found[1]
+
+
+def hash_part(store_path: str) -> str:
+    return Path(store_path).name[:32]
+
+
+@dataclass(frozen=True)
+class Access:
+    """One line of nginx's log, written when the answer is over; `sent_bytes` of its body."""
+
+    method: str
+    path: str
+    status: int
+    sent_bytes: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """A cache behind nginx."""
+
+    cache: CacheDirectory
+    home: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def substituter(self, priority: int | None = None) -> Substituter:
+        return Substituter(self.url, [self.cache.key.public], priority)
+
+    def accesses(self) -> list[Access]:
+        lines = (self.home / "access.log").read_text().splitlines()
+        return [
+            Access(method, path, int(status), int(sent))
+            for method, path, status, sent in map(str.split, lines)
+            if path != READY
+        ]
+
+    def asked(self, *suffixes: str) -> list[Access]:
+        """What was asked for by names that end so; of NARs, `.nar` and whatever their compression adds."""
+        return [one for one in self.accesses() if one.path.endswith(suffixes)]
+
+    def nars(self) -> list[Access]:
+        return [one for one in self.accesses() if one.path.startswith("/nar/")]
+
+
+@contextlib.contextmanager
+def nginx(cache: CacheDirectory, home: Path) -> Iterator[Served]:
+    need("nginx")
+    home.mkdir(parents=True)
+    served = Served(cache, home, free_port())
+    config = home / "nginx.conf"
+    user = "user root;" if os.geteuid() == 0 else ""  # the directories of the tests are closed to all others
+    config.write_text(NGINX.format(home=home, port=served.port, root=cache.root, user=user))
+    daemon = Daemon(["nginx", "-c", config, "-e", home / "error.log", "-p", home], log=home / "out.log")
+
+    def ready() -> bool:
+        try:
+            return request(served.port, "GET", READY).status == 404
+        except OSError:
+            return False
+
+    daemon.wait_ready(ready)
+    try:
+        yield served
+    finally:
+        daemon.stop()
