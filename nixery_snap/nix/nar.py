@@ -137,10 +137,14 @@ class _Source:
             raise self.error("it is truncated")
 
     def is_next(self, head: bytes) -> bool:
-        return self._have(len(head)) and self._buffer.startswith(head, self._place)
+        return self._buffer.startswith(head, self._place) or self._is_there(head)
+
+    def _is_there(self, text: bytes) -> bool:
+        return self._have(len(text)) and self._buffer.startswith(text, self._place)
 
     def expect(self, tokens: bytes, expected: str = "") -> None:
-        if not (self._have(len(tokens)) and self._buffer.startswith(tokens, self._place)):
+        # Mostly it is there: the rest is for the ends of chunks and for errors.
+        if not self._buffer.startswith(tokens, self._place) and not self._is_there(tokens):
             raise self._unexpected(tokens, expected)
         self._place += len(tokens)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import structlog
-from backports import zstd
 
-from nixery_snap.errors import CorruptPath, InvalidFormat, NixerySnapError, StorageError
+from nixery_snap.errors import CorruptPath, InvalidFormat, StorageError, SubstituterError
 from nixery_snap.nix import base32, listing, nar
 from nixery_snap.nix.file_tree import FileEntry, Node, tree_of
 from nixery_snap.nix.narinfo import NarInfo
@@ -19,9 +19,14 @@ from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix.signing import SecretKey
 from nixery_snap.nix.store_path import STORE_DIR
 from nixery_snap.nix_stores.build_logs import BuildLogs
-from nixery_snap.nix_stores.decompression import decompress
 from nixery_snap.nix_stores.substituter import Substituter
+from nixery_snap.nix_stores.verified_nar import verified_entries
 from nixery_snap.ports import CacheFiles, CacheFileWriter, Location, StoreContents, StoredBytes
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 log = structlog.get_logger()
 
@@ -51,7 +56,7 @@ class OwnCache:
         self._contents = contents
         self._logs = logs
         self._upstreams = upstreams
-        self._copying: dict[str, asyncio.Task[Any]] = {}
+        self._copying: dict[str, asyncio.Task[str]] = {}
 
     async def initialise(self, priority: int) -> None:
         """Say what the bucket is to those who use it without this server."""
@@ -63,7 +68,11 @@ class OwnCache:
         if content := await self._files.get(f"{hash_part}.narinfo"):
             return content
         found = await self._upstream(hash_part)
-        return None if found is None else bytes(_read_through(self._signed(found[1])))
+        if found is None:
+            return None
+        # What is believed for its content address alone has not been looked at yet, and needs no signature.
+        narinfo = found[1] if found[1].info.content_address else self._signed(found[1])
+        return bytes(_read_through(narinfo))
 
     async def file(self, name: str) -> Location | None:
         if location := await self._files.locate(name):
@@ -78,7 +87,7 @@ class OwnCache:
             return None if content is None else StoredBytes(content)
         if len(hash_part) != _HASH_PART_LENGTH + _FILE_HASH_LENGTH:
             return None
-        return await self._fetched(hash_part[:_HASH_PART_LENGTH])
+        return await self._fetched(hash_part[:_HASH_PART_LENGTH], f"sha256:{hash_part[_HASH_PART_LENGTH:]}")
 
     async def _upstream(self, hash_part: str) -> tuple[Substituter, NarInfo] | None:
         """The first upstream that has the path; one that fails is passed over."""
@@ -86,24 +95,28 @@ class OwnCache:
             try:
                 if narinfo := await substituter.narinfo_by_hash(hash_part):
                     return substituter, narinfo
-            except NixerySnapError as error:
-                log.info(
-                    "upstream-passed-over", cache=substituter.url, hash_part=hash_part, reason=str(error)
+            except SubstituterError as error:
+                log.warning(
+                    "upstream-passed-over", cache=error.url, hash_part=hash_part, reason=error.reason
                 )
         return None
 
-    async def _fetched(self, hash_part: str) -> Location | None:
+    async def _fetched(self, hash_part: str, nar_hash: str) -> Location | None:
         """The NAR of a path that upstreams have, kept from now on; the next of them where one's is bad."""
-        for _ in range(len(self._upstreams) + 1):
-            if content := await self._files.get(f"{hash_part}.narinfo"):
-                return await self._files.locate(NarInfo.parse(content).url)
-            found = await self._upstream(hash_part)
-            if found is None:
-                return None
+        for substituter in (None, *self._upstreams):
             try:
-                await self.mirror(*found)
-            except CorruptPath as error:
-                log.warning("upstream-corrupt", cache=error.url, path=error.path, reason=error.reason)
+                if substituter is None:
+                    content = await self._files.get(f"{hash_part}.narinfo")
+                    narinfo = NarInfo.parse(content) if content else None
+                else:
+                    narinfo = await substituter.narinfo_by_hash(hash_part)
+                # Builds differ: the client has been told of one of them.
+                if narinfo is None or narinfo.info.nar_hash != nar_hash:
+                    continue
+                url = narinfo.url if substituter is None else await self.mirror(substituter, narinfo)
+                return await self._files.locate(url)
+            except SubstituterError as error:
+                log.warning("upstream-passed-over", cache=error.url, hash_part=hash_part, reason=error.reason)
         return None
 
     def _signed(self, narinfo: NarInfo) -> NarInfo:
@@ -128,21 +141,22 @@ class OwnCache:
         await self._files.put(f"{info.path.hash_part}.ls", tree)
         await self.announce(narinfo)
 
-    async def mirror(self, substituter: Substituter, narinfo: NarInfo) -> None:
-        """Copy a path from another cache as it is, once its NAR has proved right. Raises CorruptPath."""
+    async def mirror(self, substituter: Substituter, narinfo: NarInfo) -> str:
+        """Copy a path from another cache as it is; the NAR's name here. Raises SubstituterError."""
         base_name = narinfo.info.path.base_name
         task = self._copying.get(base_name)
         if task is None:
             task = self._copying[base_name] = asyncio.ensure_future(self._mirror(substituter, narinfo))
             task.add_done_callback(lambda _: self._copying.pop(base_name))
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
-    async def _mirror(self, substituter: Substituter, narinfo: NarInfo) -> None:
+    async def _mirror(self, substituter: Substituter, narinfo: NarInfo) -> str:
         async with substituter.stream_nar(narinfo) as chunks:
             copied = await asyncio.to_thread(self._copy, substituter, narinfo, chunks)
         if (tree := await substituter.listing_text(narinfo.info)) is not None:
             await self._files.put(f"{narinfo.info.path.hash_part}.ls", tree)
         await self.announce(copied)
+        return copied.url
 
     async def announce(self, narinfo: NarInfo) -> None:
         """Write the narinfo, which makes a path part of the cache: its references' come before it."""
@@ -177,28 +191,16 @@ class OwnCache:
 
     def _copy(self, substituter: Substituter, narinfo: NarInfo, chunks: Iterator[bytes]) -> NarInfo:
         """Blocking: write the compressed NAR as it comes, and check what it holds."""
-        info = narinfo.info
-        nar_hash, nar_size = hashlib.sha256(), 0
         with self._files.writer() as writer:
             file = _HashedFile(writer)
             try:
-                for piece in decompress(file.passing(chunks), narinfo.compression):
-                    nar_hash.update(piece)
-                    nar_size += len(piece)
-                    if nar_size > info.nar_size:
-                        break
+                for _ in verified_entries(file.passing(chunks), narinfo):
+                    pass
             except InvalidFormat as error:
-                raise self._refused(substituter, info, str(error)) from error
-            if (f"sha256:{base32.encode(nar_hash.digest())}", nar_size) != (info.nar_hash, info.nar_size):
-                raise self._refused(
-                    substituter, info, "its NAR has another hash or size than its narinfo says"
-                )
-            return file.commit(info, narinfo.compression)
-
-    def _refused(self, substituter: Substituter, info: PathInfo, reason: str) -> CorruptPath:
-        error = CorruptPath(substituter.url, str(info.path), reason)
-        substituter.refuse(info.path, error)
-        return error
+                refusal = CorruptPath(substituter.url, str(narinfo.info.path), f"its NAR: {error.reason}")
+                substituter.refuse(narinfo.info.path, refusal)
+                raise refusal from error
+            return file.commit(narinfo.info, narinfo.compression)
 
 
 class _HashedFile:

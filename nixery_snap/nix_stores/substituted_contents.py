@@ -18,10 +18,9 @@ from nixery_snap.errors import (
     InvalidFormat,
     PathsMissing,
     SubstituterError,
-    SubstituterUnreachable,
 )
 from nixery_snap.nix import listing
-from nixery_snap.nix.file_tree import Directory, FileEntry, Node
+from nixery_snap.nix.file_tree import Directory, FileEntry, Node, Regular
 from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix_stores.substituter import Substituter
@@ -85,12 +84,9 @@ class SubstitutedContents:
                 continue
             break
         # From here on it is too late to begin anew.
-        try:
+        with _refusing(substituter, info, late=True):
             yield first
             yield from entries
-        except SubstituterUnreachable as error:
-            substituter.refuse(info.path, error)
-            raise
 
     # --- from one substituter -----------------------------------------------------------------------
 
@@ -127,8 +123,17 @@ class SubstitutedContents:
 
     def _entries(self, substituter: Substituter, narinfo: NarInfo) -> Iterator[FileEntry]:
         """Blocking."""
-        with _refusing(substituter, narinfo.info), self._blocking(substituter, narinfo) as chunks:
-            yield from verified_entries(chunks, narinfo)
+        info = narinfo.info
+
+        def guarded(content: Iterator[bytes]) -> Iterator[bytes]:
+            # Read by whoever got the entry: what goes wrong meanwhile does not pass through here otherwise.
+            with _refusing(substituter, info, late=True):
+                yield from content
+
+        with _refusing(substituter, info), self._blocking(substituter, narinfo) as chunks:
+            for entry in verified_entries(chunks, narinfo):
+                is_file = isinstance(entry.node, Regular)
+                yield replace(entry, content=guarded(entry.content)) if is_file else entry
 
     @contextmanager
     def _blocking(self, substituter: Substituter, narinfo: NarInfo) -> Iterator[Iterator[bytes]]:
@@ -213,16 +218,20 @@ class _Candidates:
 
 
 @contextmanager
-def _refusing(substituter: Substituter, info: PathInfo) -> Iterator[None]:
-    """What is wrong with a path is known before anybody asks again."""
+def _refusing(substituter: Substituter, info: PathInfo, *, late: bool = False) -> Iterator[None]:
+    """What is wrong with a path is known before anybody asks again.
+
+    A transfer that breaks off is wrong too when it is too `late` to begin anew.
+    """
     try:
         yield
     except InvalidFormat as error:
         corrupt = CorruptPath(substituter.url, str(info.path), str(error))
         substituter.refuse(info.path, corrupt)
         raise corrupt from error
-    except CorruptPath as error:
-        substituter.refuse(info.path, error)
+    except SubstituterError as error:
+        if late or isinstance(error, CorruptPath):
+            substituter.refuse(info.path, error)
         raise
 
 

@@ -52,6 +52,7 @@ _REMEMBERED: Final = 65_536
 _IN_MEMORY: Final = 8192
 _UNWRITTEN: Final = 4096
 _WRITERS: Final = 4
+_PAUSE_SECONDS: Final = 0.05
 
 
 class Substituter:
@@ -236,7 +237,10 @@ class Substituter:
 
     async def _write_all(self) -> None:
         while self._unwritten:
-            await self._write(*self._unwritten.popleft())
+            while self._asking and len(self._unwritten) < _UNWRITTEN // 2:  # questions go first
+                await asyncio.sleep(_PAUSE_SECONDS)
+            if self._unwritten:
+                await self._write(*self._unwritten.popleft())
 
     async def _write(self, key: str, value: Any) -> None:
         try:
@@ -349,19 +353,18 @@ class Substituter:
         """With as many tries as it takes. Raises SubstituterUnreachable."""
         try:
             with self._breaker.attempt() as check:
-                for tried in range(1, _TRIES + 1):
-                    async with self._turns:
+                # Waiting for the next try keeps the turn: a cache that fails gets no more questions than it has.
+                async with self._turns:
+                    for tried in range(1, _TRIES + 1):
                         check()
                         try:
-                            answer = await self._counted(work)
+                            return await self._counted(work)
                         except TransportFailed as error:
                             wait_seconds = _wait_seconds(tried, error)
                             if wait_seconds is None:
                                 self._breaker.failed(error.reason)
                                 raise SubstituterUnreachable(self.url, error.reason) from error
-                        else:
-                            return answer
-                    await asyncio.sleep(wait_seconds)
+                        await asyncio.sleep(wait_seconds)
         except CircuitOpen as error:
             raise SubstituterUnreachable(self.url, f"{error.reason}; it is left alone for a while") from None
         raise AssertionError("the last try waits for nothing")

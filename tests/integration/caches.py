@@ -79,7 +79,7 @@ class CacheDirectory:
     def compress_listings(self, compress: Callable[[bytes], bytes]) -> None:
         """As cache.nixos.org has them: nothing but their first bytes tells."""
         for listing in self.root.glob("*.ls"):
-            listing.write_bytes(compress(listing.read_bytes()))
+            replace(listing, compress(listing.read_bytes()))
 
     def copy(self, root: Path) -> "CacheDirectory":
         """Replace files of it, never write into them: both have the same ones."""
@@ -99,6 +99,12 @@ class CacheDirectory:
         found = re.search(r"^URL: (.+)$", self.narinfo(store_path).read_text(), re.MULTILINE)
         assert found
         return self.root / found[1]
+
+
+def replace(file: Path, content: bytes) -> None:
+    """As a new file: the old one may have other names."""
+    file.unlink()
+    file.write_bytes(content)
 
 
 def hash_part(store_path: str) -> str:

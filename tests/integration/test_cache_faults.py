@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration import misbehaving as wrong
-from tests.integration.caches import CacheDirectory, KeyPair, Served, hash_part, nginx
+from tests.integration.caches import CacheDirectory, KeyPair, Served, hash_part, nginx, replace
 from tests.integration.faults import LIES, LISTING_FAULTS, NAR_FAULTS, NARINFO_FAULTS
 from tests.integration.misbehaving import Fault, Kind, Misbehaving, misbehaving
 from tests.integration.nixtools import ChrootStore
@@ -170,9 +170,7 @@ def broken_narinfos(
 ) -> CacheDirectory:
     cache = full_cache.copy(root)
     for file in cache.root.glob("*.narinfo"):
-        content = file.read_bytes()
-        file.unlink()
-        file.write_bytes(change(content))
+        replace(file, change(file.read_bytes()))
     return cache
 
 

@@ -143,14 +143,32 @@ def test_where_two_sources_are_the_same_so_are_the_images(
     assert [layer["digest"] for layer in here.layers] == [layer["digest"] for layer in there.layers]
 
 
-def test_what_the_garbage_collector_took_is_made_again(edited: Registry, own_store: ChrootStore) -> None:
-    """The evaluation is remembered, the derivations that it wrote are gone."""
-    edited.pull("nix-snapshotter/hello")
-    shutil.rmtree(edited.state / "cache/gcroots")
+def collect_garbage(registry: Registry, store: ChrootStore) -> None:
+    """All of hello, its derivation too, and what refers to it."""
+    shutil.rmtree(registry.state / "cache/gcroots")
     # Not by `nix-store --gc`, which spares what any process of this machine happens to mention.
-    hello = [f"/nix/store/{path.name}" for path in own_store.root.glob("nix/store/*-hello-2.12.1*")]
-    doomed = own_store.run("nix-store", "--query", "--referrers-closure", *hello).split()
-    own_store.run("nix-store", "--delete", "--ignore-liveness", *doomed)
-    assert not list(own_store.root.glob("nix/store/*-hello-2.12.1*"))
+    hello = [f"/nix/store/{path.name}" for path in store.root.glob("nix/store/*-hello-2.12.1*")]
+    doomed = store.run("nix-store", "--query", "--referrers-closure", *hello).split()
+    store.run("nix-store", "--delete", "--ignore-liveness", *doomed)
+    assert not list(store.root.glob("nix/store/*-hello-2.12.1*"))
+
+
+def test_what_the_garbage_collector_took_is_made_again(
+    own_source: Path, own_store: ChrootStore, directory: Path, start: Start
+) -> None:
+    """The evaluation is remembered, the derivations that it wrote are gone, and nothing was published."""
+    nothing_published = {"NIXERY_SNAP_BINARY_CACHE__PUBLISH": "off"}
+    registry = start(Registry(directory / "state", own_store.root, own_source, env=nothing_published))
+    assert registry.manifest("nix-snapshotter/hello").status == 404  # no node could fetch it
+    (registry.state / "cache/gcroots").mkdir(exist_ok=True)
+    collect_garbage(registry, own_store)
+    registry.pull("classic/hello")
+    assert len(registry.events("evaluated")) == 2
+
+
+def test_what_was_published_outlives_the_garbage_collector(edited: Registry, own_store: ChrootStore) -> None:
+    edited.pull("nix-snapshotter/hello")
+    collect_garbage(edited, own_store)
     edited.pull("classic/hello")
-    assert len(edited.events("evaluated")) == 2
+    assert len(edited.events("evaluated")) == 1
+    assert not list(own_store.root.glob("nix/store/*-hello-2.12.1*"))

@@ -4,7 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.integration.caches import CacheDirectory, Served, hash_part, nginx
+from tests.integration.caches import CacheDirectory, Served, hash_part, nginx, replace
 from tests.integration.conftest import MakeNode
 from tests.integration.nixtools import ChrootStore
 from tests.integration.server import Registry, Start
@@ -12,7 +12,7 @@ from tests.integration.server import Registry, Start
 
 def reading_through(store: ChrootStore, directory: Path, upstream: Served) -> Registry:
     registry = Registry(directory / "state", store.root, substituters=[upstream.substituter()])
-    registry.config = f"[binary_cache]\nupstreams = ['{upstream.url}']\n"
+    registry.config = f"[binary_cache]\nupstreams = ['{upstream.url}']\n[substitution]\nnegative_ttl = 0\n"
     return registry
 
 
@@ -76,8 +76,7 @@ def test_a_corrupt_nar_of_upstream_is_neither_kept_nor_served(
     broken = full_cache.copy(directory / "broken")
     nar = broken.nar(hello)
     good = nar.read_bytes()
-    nar.unlink()
-    nar.write_bytes(good[:-40] + bytes(byte ^ 0xFF for byte in good[-40:]))
+    replace(nar, good[:-40] + bytes(byte ^ 0xFF for byte in good[-40:]))
     with nginx(broken, directory / "nginx") as served:
         registry = start(reading_through(empty_store, directory, served))
         node = make_node()

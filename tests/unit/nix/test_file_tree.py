@@ -12,6 +12,7 @@ def test_a_tree_from_its_entries(tree: Tree) -> None:
 
 
 def test_entries_keep_their_order_and_odd_names() -> None:
+    entries: list[tuple[bytes, Node]]
     entries = [(b"", Directory()), (b"\xff", Directory()), (b"\xff/b", Regular(1)), (b"\xff/a", Symlink("b"))]
     tree = tree_of(entries)
     assert isinstance(tree, Directory)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix import listing, nar
-from nixery_snap.nix.file_tree import MAX_DEPTH, Directory, Regular, Symlink
+from nixery_snap.nix.file_tree import MAX_DEPTH, Directory, Node, Regular, Symlink
 from tests.unit.nix.trees import Tree, entries_of, node_of, trees
 
 
@@ -52,7 +52,7 @@ def test_what_nix_writes() -> None:
         b'"type":"directory"},"version":1}'
     )
     tree = listing.parse(content)
-    expected = {"a\udcff": Regular(3, True), "bé": Directory(), "l": Symlink("aé")}
+    expected: dict[str, Node] = {"a\udcff": Regular(3, True), "bé": Directory(), "l": Symlink("aé")}
     assert tree == Directory(expected)
     assert isinstance(tree, Directory)
     assert list(tree.entries) == list(expected)

@@ -333,3 +333,11 @@ def file(name: bytes, size: int = 0, content: bytes = b"") -> tuple[bytes, Node,
 def test_entries_that_make_no_archive(entries: list[tuple[bytes, Node, bytes]], reason: str) -> None:
     with pytest.raises(InvalidFormat, match=reason):
         made(*entries)
+
+
+@pytest.mark.parametrize("size", [1, 13, 1000])
+def test_errors_say_where(size: int) -> None:
+    content = directory(entry(b"a"), entry(b"b", b"(", b"type", b"socket", b")"))
+    place = content.index(token(b"socket"))
+    with pytest.raises(InvalidFormat, match=rf"\(near byte {place}\)"):
+        unpacked(pieces(content, size))

@@ -1,0 +1,170 @@
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from nixery_snap.errors import BadSignature, CorruptPath, SubstituterError, SubstituterUnreachable
+from nixery_snap.imaging.locate import find_closure
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.nix_stores.cache_transport import HttpTransport
+from nixery_snap.nix_stores.substituter import Substituter
+from nixery_snap.nix_stores.substituters import Substituters
+from nixery_snap.object_store.records import StoredRecords
+from nixery_snap.object_store.store import ObjectStore
+from tests.unit.nix_stores.caches import (
+    KEY,
+    OTHER_KEY,
+    CachedPath,
+    ScriptedCache,
+    asking,
+    cached,
+    serving,
+    slow_headers,
+    status,
+)
+
+GLIBC = cached("glibc")
+HELLO = cached("hello", references=[GLIBC.path])
+ABSENT = StorePath("0" * 32, "absent")
+
+
+async def test_the_first_by_priority_then_as_given() -> None:
+    async with (
+        serving(HELLO) as late,
+        serving(HELLO) as first,
+        serving(HELLO) as second,
+        asking(late.url, priority=50) as a,
+        asking(first.url) as b,
+        asking(second.url) as c,
+    ):
+        substituters = Substituters([a, b, c])
+        infos = await substituters.path_infos([HELLO.path, ABSENT])
+        assert {path: info.origin for path, info in infos.items()} == {HELLO.path: first.url}
+        first.files["nix-cache-info"] = b""  # asked once
+        found = await substituters.where(HELLO.path)
+        assert found is not None
+        assert found.info.origin == first.url
+        assert await substituters.where(ABSENT) is None
+        assert not substituters.errors_of(HELLO.path)
+        assert second.asked[HELLO.narinfo_name] == late.asked[HELLO.narinfo_name] == 0
+        assert second.asked[f"{ABSENT.hash_part}.narinfo"] == 1
+        assert substituters.get(late.url) is a
+        assert substituters.get(late.url + "/") is a
+        with pytest.raises(KeyError):
+            substituters.get("https://elsewhere.example")
+
+
+async def test_nothing_to_ask() -> None:
+    assert await Substituters([]).path_infos([ABSENT]) == {}
+    assert await Substituters([]).where(ABSENT) is None
+    async with serving() as cache, asking(cache.url) as one:
+        assert await Substituters([one]).path_infos([]) == {}
+        assert not cache.asked
+
+
+async def test_bad_answers_are_passed_over() -> None:
+    forged = cached("hello", key=OTHER_KEY)
+    async with (
+        serving(forged) as bad,
+        serving() as failing,
+        serving(HELLO) as good,
+        asking(bad.url) as a,
+        asking(failing.url, priority=40) as b,
+        asking(good.url) as c,
+    ):
+        failing.faults["*"] = status(500)
+        substituters = Substituters([a, b, c])
+        infos = await substituters.path_infos([HELLO.path])
+        assert infos[HELLO.path].origin == good.url
+        assert [type(error) for error in substituters.errors_of(HELLO.path)] == [
+            BadSignature,
+            SubstituterUnreachable,
+        ]
+        assert [error.url for error in substituters.errors_of(HELLO.path)] == [bad.url, failing.url]
+        good.files.clear()
+        c.refuse(HELLO.path, CorruptPath(good.url, str(HELLO.path), "no good"))
+        assert await substituters.path_infos([HELLO.path]) == {}
+        assert len(substituters.errors_of(HELLO.path)) == 3
+
+
+async def test_who_has_it() -> None:
+    async with (
+        serving(HELLO) as one,
+        serving(GLIBC) as other,
+        asking(one.url) as a,
+        asking(other.url) as b,
+    ):
+        substituters = Substituters([a, b])
+        assert await substituters.has(HELLO.path, [one.url])
+        assert await substituters.has(HELLO.path, [other.url, one.url + "/"])
+        assert not await substituters.has(HELLO.path, [other.url])
+        assert not await substituters.has(HELLO.path, [])
+        other.faults["*"] = status(500)
+        assert not await substituters.has(HELLO.path, [other.url])
+
+
+@pytest.fixture
+async def closure() -> AsyncIterator[tuple[ScriptedCache, list[CachedPath]]]:
+    """500 paths, each but the first few referring to some before it, and to itself."""
+    paths: list[CachedPath] = []
+    for number in range(500):
+        before = [
+            paths[index].path for index in {number // 3, number - 1, number // 7} if index < number and number
+        ]
+        own = cached(f"package-{number}", {b"": b"x"}).path
+        paths.append(cached(f"package-{number}", {b"": b"x"}, [*before, own]))
+    async with serving(*paths) as cache:
+        yield cache, paths
+
+
+async def test_closures_ask_once_for_each_path(closure: tuple[ScriptedCache, list[CachedPath]]) -> None:
+    cache, paths = closure
+    async with asking(cache.url) as substituter:
+        found = await find_closure(Substituters([substituter]), [paths[-1].path])
+        assert found.keys() == {path.path for path in paths}
+        assert all(cache.asked[path.narinfo_name] == 1 for path in paths)
+        assert len(cache.connections) <= 32
+
+
+async def test_one_that_does_not_answer_slows_nobody_for_long(
+    closure: tuple[ScriptedCache, list[CachedPath]],
+) -> None:
+    cache, paths = closure
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        async with asking(url, request_timeout=1) as dead, asking(cache.url) as alive:
+            begin = time.monotonic()
+            found = await find_closure(Substituters([dead, alive]), [paths[-1].path])
+            assert len(found) == len(paths)
+            # Its priority and its first few narinfos may each take a second.
+            assert time.monotonic() - begin < 8
+            assert dead.counts["requests"] <= 4
+
+
+async def test_slow_ones_take_no_turns_from_others() -> None:
+    turns = asyncio.Semaphore(8)
+    paths = [cached(f"package-{number}", {b"": b"x"}) for number in range(40)]
+    records = StoredRecords(ObjectStore("memory://"), 1 << 20)
+    async with serving() as slow, serving(*paths) as good:
+        slow.faults["*"] = slow_headers
+        one, other = (
+            Substituter(
+                cache.url,
+                HttpTransport(cache.url, turns=turns, request_timeout=3),
+                [KEY.public_key],
+                records,
+                priority=1,
+                concurrency=4,
+            )
+            for cache in (slow, good)
+        )
+        waiting = asyncio.gather(*(one.narinfo(path.path) for path in paths), return_exceptions=True)
+        await asyncio.sleep(0.1)
+        begin = time.monotonic()
+        assert all(await asyncio.gather(*(other.narinfo(path.path) for path in paths)))
+        assert time.monotonic() - begin < 2
+        assert all(isinstance(answer, SubstituterError) for answer in await waiting)
+        await one.close()
+        await other.close()
