@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
     async with AsyncExitStack() as stack:
         stack.callback(blobs.close)
         own, others = _substituters(settings, files, key, records)
-        nix = NixCommand(store, home, _nix_options(settings, key) | settings.nix.options)
+        nix = NixCommand(store, home, settings.nix.options)
         await nix.initialise()
         substituters = Substituters((own, *others.values()))
         stack.push_async_callback(substituters.close)
@@ -106,7 +106,14 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         steps = Steps(
             source=_source(settings),
             evaluator=OneShotEvaluator(nix, settings.nix.eval_timeout, settings.nix.evaluators),
-            realiser=NixRealiser(nix, gc_roots, store.uri, settings.nix.build_timeout, settings.nix.builds),
+            realiser=NixRealiser(
+                nix,
+                gc_roots,
+                store.uri,
+                settings.nix.build_timeout,
+                settings.nix.builds,
+                lambda: _nix_options(settings, key, others),
+            ),
             path_infos=path_infos,
             refusals=lambda paths: [error for path in paths for error in substituters.errors_of(path)],
             publisher=publisher,
@@ -152,15 +159,25 @@ def _substituters(
     return own, others
 
 
-def _nix_options(settings: Settings, key: SecretKey) -> dict[str, str]:
-    """What Nix is told of the substituters, beside its own configuration."""
-    urls = [substituter.url for substituter in settings.substituters]
-    keys = [text for substituter in settings.substituters for text in substituter.public_keys]
+def _nix_options(settings: Settings, key: SecretKey, others: Mapping[str, Substituter]) -> dict[str, str]:
+    """What Nix is told of the substituters that answer, beside its own configuration.
+
+    One that does not would make Nix wait, or fail, where it could build.
+    """
+    sound = [one for one in settings.substituters if others[one.url].is_sound]
+    urls = [one.url for one in sound]
+    keys = [text for one in sound for text in one.public_keys]
     if settings.storage_url.startswith("file:"):
         # What a replica, or we before our Nix store was cleaned, have built and published.
         urls.append(settings.storage_url)
         keys.append(str(key.public_key))
-    return {"extra-substituters": " ".join(urls), "extra-trusted-public-keys": " ".join(keys)}
+    return {
+        "extra-substituters": " ".join(urls),
+        "extra-trusted-public-keys": " ".join(keys),
+        "fallback": "true",
+        "connect-timeout": "5",
+        "stalled-download-timeout": str(int(settings.substitution.request_timeout) or 1),
+    }
 
 
 def _source(settings: Settings) -> PackageSource:

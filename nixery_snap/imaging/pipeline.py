@@ -51,7 +51,6 @@ log = structlog.get_logger()
 
 # Part of every image's and resolution's key: raise it when the same input begins to give other bytes.
 RECIPE_VERSION: Final = 1
-_MAX_CORRUPT: Final = 8  # bad copies of paths for which one image looks elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +157,17 @@ class Pipeline:
                 self._whole[key] = True
                 return image
         resolution = await self._resolve(request, pin, progress)
-        for attempt in range(_MAX_CORRUPT + 1):
+        refused: set[tuple[str, str]] = set()
+        while True:
             try:
                 resolution, closure, realised = await self._locate(key, request, pin, resolution, progress)
                 digest = await self._assemble(request, pin, resolution, closure, realised, progress)
                 break
             except CorruptPath as error:
                 # Whoever has that bad copy is not asked for it again: another has it, or it is built.
-                if attempt == _MAX_CORRUPT:
+                if (error.url, error.path) in refused:
                     raise
+                refused.add((error.url, error.path))
                 log.warning("looking-elsewhere", path=error.path, cache=error.url, reason=error.reason)
         record = {
             "manifest": str(digest),

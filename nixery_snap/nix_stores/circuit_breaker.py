@@ -32,6 +32,11 @@ class CircuitBreaker:
         self._on_trial = False
         self._reason = ""
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether the last attempt went well, or there was none."""
+        return not self._failures
+
     @contextmanager
     def attempt(self) -> Iterator[Callable[[], None]]:
         """Raises CircuitOpen, as what it yields does when it is called after others have opened it meanwhile."""

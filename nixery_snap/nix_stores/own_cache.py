@@ -96,9 +96,7 @@ class OwnCache:
                 if narinfo := await substituter.narinfo_by_hash(hash_part):
                     return substituter, narinfo
             except SubstituterError as error:
-                log.warning(
-                    "upstream-passed-over", cache=error.url, hash_part=hash_part, reason=error.reason
-                )
+                log.warning("upstream-passed-over", cache=error.url, hash_part=hash_part, reason=error.reason)
         return None
 
     async def _fetched(self, hash_part: str, nar_hash: str) -> Location | None:

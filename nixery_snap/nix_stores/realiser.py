@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -22,17 +22,25 @@ class NixRealiser:
 
     `gc_roots` is the directory for the links that keep an image's paths from the garbage collector;
     `store_uri` is shown in the command by which an operator sees a whole log. At most `builds` images are
-    realised at a time; `timeout_seconds` counts from when one's turn has come.
+    realised at a time; `timeout_seconds` counts from when one's turn has come. `options` are settings of Nix,
+    asked for each time.
     """
 
     def __init__(
-        self, nix: NixRunner, gc_roots: Path, store_uri: str, timeout_seconds: float, builds: int
+        self,
+        nix: NixRunner,
+        gc_roots: Path,
+        store_uri: str,
+        timeout_seconds: float,
+        builds: int,
+        options: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._builds = asyncio.Semaphore(builds)
         self._nix = nix
         self._gc_roots = gc_roots
         self._store_uri = store_uri
         self._timeout_seconds = timeout_seconds
+        self._options = options
 
     async def knows(self, packages: Collection[Package]) -> bool:
         drv_paths = sorted({package.drv_path for package in packages})
@@ -52,6 +60,7 @@ class NixRealiser:
             async with self._builds:
                 finished = await self._nix.run(
                     "nix-store",
+                    *(part for option in self._options().items() for part in ("--option", *option)),
                     *("--realise", *targets, "--add-root", str(self._gc_roots / key), "--indirect"),
                     timeout_seconds=self._timeout_seconds,
                     on_stderr=feed,

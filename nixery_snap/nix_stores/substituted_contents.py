@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
@@ -18,6 +17,7 @@ from nixery_snap.errors import (
     InvalidFormat,
     PathsMissing,
     SubstituterError,
+    SubstituterUnreachable,
 )
 from nixery_snap.nix import listing
 from nixery_snap.nix.file_tree import Directory, FileEntry, Node, Regular
@@ -84,7 +84,7 @@ class SubstitutedContents:
                 continue
             break
         # From here on it is too late to begin anew.
-        with _refusing(substituter, info, late=True):
+        with _breaking_off(substituter, info):
             yield first
             yield from entries
 
@@ -127,7 +127,7 @@ class SubstitutedContents:
 
         def guarded(content: Iterator[bytes]) -> Iterator[bytes]:
             # Read by whoever got the entry: what goes wrong meanwhile does not pass through here otherwise.
-            with _refusing(substituter, info, late=True):
+            with _refusing(substituter, info), _breaking_off(substituter, info):
                 yield from content
 
         with _refusing(substituter, info), self._blocking(substituter, narinfo) as chunks:
@@ -137,23 +137,15 @@ class SubstitutedContents:
 
     @contextmanager
     def _blocking(self, substituter: Substituter, narinfo: NarInfo) -> Iterator[Iterator[bytes]]:
-        """`stream_nar` for a worker thread: a task on the event loop holds it open until the thread leaves."""
-        opened: Future[Iterator[bytes]] = Future()
-        left = asyncio.Event()
-
-        async def hold() -> None:
-            async with substituter.stream_nar(narinfo) as chunks:
-                opened.set_result(chunks)
-                await left.wait()
-
-        held = asyncio.run_coroutine_threadsafe(hold(), self._loop)
-        held.add_done_callback(lambda held: _fail(opened, held))
+        """`stream_nar` for a worker thread."""
+        opening = asyncio.run_coroutine_threadsafe(substituter.open_nar(narinfo), self._loop)
+        pipe, transfer = opening.result()
         try:
-            yield opened.result()
+            yield iter(pipe)
         finally:
             # Not waited for: a reader that is thrown away may end on the event loop's own thread.
             with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(left.set)
+                self._loop.call_soon_threadsafe(transfer.cancel)
 
     # --- from whichever has it ----------------------------------------------------------------------
 
@@ -218,27 +210,27 @@ class _Candidates:
 
 
 @contextmanager
-def _refusing(substituter: Substituter, info: PathInfo, *, late: bool = False) -> Iterator[None]:
-    """What is wrong with a path is known before anybody asks again.
-
-    A transfer that breaks off is wrong too when it is too `late` to begin anew.
-    """
+def _refusing(substituter: Substituter, info: PathInfo) -> Iterator[None]:
+    """What is wrong with a path is known before anybody asks again."""
     try:
         yield
     except InvalidFormat as error:
-        corrupt = CorruptPath(substituter.url, str(info.path), str(error))
-        substituter.refuse(info.path, corrupt)
-        raise corrupt from error
-    except SubstituterError as error:
-        if late or isinstance(error, CorruptPath):
-            substituter.refuse(info.path, error)
-        raise
+        raise _refused(substituter, info, str(error)) from error
 
 
-def _fail(opened: Future[Iterator[bytes]], held: Future[None]) -> None:
-    if not opened.done():
-        cancelled = held.cancelled()
-        opened.set_exception(asyncio.CancelledError() if cancelled else held.exception())
+@contextmanager
+def _breaking_off(substituter: Substituter, info: PathInfo) -> Iterator[None]:
+    """A transfer that breaks off too late to begin anew is as bad as a wrong one: the path is had elsewhere."""
+    try:
+        yield
+    except SubstituterUnreachable as error:
+        raise _refused(substituter, info, f"its NAR breaks off: {error.reason}") from error
+
+
+def _refused(substituter: Substituter, info: PathInfo, reason: str) -> CorruptPath:
+    error = CorruptPath(substituter.url, str(info.path), reason)
+    substituter.refuse(info.path, error)
+    return error
 
 
 def _same_nar(one: PathInfo, other: PathInfo) -> bool:

@@ -48,6 +48,7 @@ _LARGE_BYTES: Final = 64 * 1024  # parsing more takes a thread, as it would hold
 _TRIES: Final = 3
 _BACK_OFF_SECONDS: Final = 0.1
 _MAX_WAIT_SECONDS: Final = 5.0  # a Retry-After beyond it is taken for a no
+_REFUSED_SECONDS: Final = 5.0  # at least: whoever tries again must not get the same once more
 _REMEMBERED: Final = 65_536
 _IN_MEMORY: Final = 8192
 _UNWRITTEN: Final = 4096
@@ -85,9 +86,10 @@ class Substituter:
         self._breaker = CircuitBreaker(self._opened)
         self._found: LRUCache[str, NarInfo] = LRUCache(_IN_MEMORY)
         self._absent: TTLCache[str, bool] = TTLCache(_REMEMBERED, negative_ttl)
-        self._refused: TTLCache[str, SubstituterError] = TTLCache(_REMEMBERED, negative_ttl)
+        refused_seconds = max(negative_ttl, _REFUSED_SECONDS)
+        self._refused: TTLCache[str, SubstituterError] = TTLCache(_REMEMBERED, refused_seconds)
         self._lock = threading.Lock()  # readers of NARs refuse from their own threads
-        self._unusable: TTLCache[str, SubstituterError] = TTLCache(1, max(negative_ttl, 1))
+        self._unusable: TTLCache[str, SubstituterError] = TTLCache(1, refused_seconds)
         self._asking: dict[str, asyncio.Task[Any]] = {}
         self._unwritten: deque[tuple[str, Any]] = deque()
         self._writers: set[asyncio.Task[None]] = set()
@@ -102,6 +104,11 @@ class Substituter:
         while self._writers:
             await asyncio.wait(self._writers)
         await self._transport.close()
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it answers, as far as is known without asking."""
+        return self._breaker.is_sound and not self._unusable
 
     # --- what it says of itself ---------------------------------------------------------------------
 
@@ -163,7 +170,7 @@ class Substituter:
         return await self._once(hash_part, lambda: self._find(hash_part))
 
     def refuse(self, path: StorePath, error: SubstituterError) -> None:
-        """From now on, for `negative_ttl`, `narinfo` raises `error`: what the cache has of `path` is no good."""
+        """What the cache has of `path` is no good: `narinfo` raises `error` for `negative_ttl`, or a little longer."""
         self._refuse(path.hash_part, error, ())
 
     async def _find(self, hash_part: str) -> NarInfo | None:
@@ -194,7 +201,7 @@ class Substituter:
         if info.path.hash_part != hash_part:
             shown = f"{STORE_DIR}/{hash_part}-…"
             error = CorruptPath(self.url, shown, f"its narinfo is for {info.path}")
-        elif verified_by(info, self._public_keys) is None and not _proves_itself(info):
+        elif verified_by(info, self._public_keys) is None and not recomputes(info):
             error = BadSignature(self.url, str(info.path), signers(info))
         else:
             return
@@ -237,7 +244,8 @@ class Substituter:
 
     async def _write_all(self) -> None:
         while self._unwritten:
-            while self._asking and len(self._unwritten) < _UNWRITTEN // 2:  # questions go first
+            # Questions go first.
+            while self._asking and len(self._unwritten) < _UNWRITTEN // 2:  # noqa: ASYNC110 - no hurry
                 await asyncio.sleep(_PAUSE_SECONDS)
             if self._unwritten:
                 await self._write(*self._unwritten.popleft())
@@ -284,15 +292,23 @@ class Substituter:
 
         No more than `first_bytes` need come. Leaving ends the transfer.
         """
-        pump = await self._ask(lambda: self._open(narinfo.url, first_bytes))
-        if pump is None:
-            raise CorruptPath(self.url, str(narinfo.info.path), f"there is no {narinfo.url}")
-        pipe, task = pump
+        pipe, transfer = await self.open_nar(narinfo, first_bytes)
         try:
             yield iter(pipe)
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            transfer.cancel()
+            await asyncio.wait({transfer})
+
+    async def open_nar(
+        self, narinfo: NarInfo, first_bytes: int | None = None
+    ) -> tuple[Pipe, asyncio.Task[None]]:
+        """The same for those who end the transfer by themselves, by cancelling it."""
+        opened = await self._ask(lambda: self._open(narinfo.url, first_bytes))
+        if opened is None:
+            error = CorruptPath(self.url, str(narinfo.info.path), f"there is no {narinfo.url}")
+            self.refuse(narinfo.info.path, error)
+            raise error
+        return opened
 
     async def _open(self, name: str, first_bytes: int | None) -> tuple[Pipe, asyncio.Task[None]] | None:
         """None for a file that is not there. Raises TransportFailed."""
@@ -384,11 +400,6 @@ class Substituter:
 
     def _opened(self, reason: str) -> None:
         log.warning("substituter-unreachable", url=self.url, reason=reason, seconds=OPEN_SECONDS)
-
-
-def _proves_itself(info: PathInfo) -> bool:
-    """By a content address that a NAR can be compared with while it is read; a reference to itself changes that."""
-    return info.path not in info.references and recomputes(info)
 
 
 def _wait_seconds(tried: int, error: TransportFailed) -> float | None:

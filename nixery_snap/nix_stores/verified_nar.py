@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix import base32, nar
-from nixery_snap.nix.content_address import ContentAddress, Method
+from nixery_snap.nix.content_address import flat_hash
 from nixery_snap.nix.file_tree import FileEntry, Node, Regular, tree_of
 from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.nix.path_info import PathInfo
@@ -43,15 +43,6 @@ class _Checked:
     def __init__(self, info: PathInfo) -> None:
         self._info = info
         self._hash, self._size_bytes = hashlib.sha256(), 0
-        # A path info that nobody signed is believed for its content address, so that must be true as well.
-        self._address = _address(info)
-        # With sha256 that is the NAR hash, which has been compared before.
-        by_address = (
-            self._address is not None
-            and self._address.method is Method.NAR
-            and self._address.hash.algorithm != "sha256"
-        )
-        self._other = hashlib.new(self._address.hash.algorithm) if self._address and by_address else None
 
     def passing(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         """Raises InvalidFormat as soon as there is too much, or at the end."""
@@ -60,40 +51,27 @@ class _Checked:
             if self._size_bytes > self._info.nar_size:
                 break
             self._hash.update(piece)
-            if self._other is not None:
-                self._other.update(piece)
             yield piece
         if self._size_bytes != self._info.nar_size:
             raise InvalidFormat("NAR", self._size_bytes, f"it must have {self._info.nar_size} bytes")
         found = f"sha256:{base32.encode(self._hash.digest())}"
         if found != self._info.nar_hash:
             raise InvalidFormat("NAR", found, f"its hash must be {self._info.nar_hash}")
-        if self._other is not None and self._address and self._other.digest() != self._address.hash.value:
-            raise InvalidFormat("NAR", found, f"its content address must be {self._address}")
 
     def root(self, entry: FileEntry) -> FileEntry:
-        """The root with its content compared, too, where that is what the content address is of."""
-        if self._address is None or self._address.method is Method.NAR:
+        """The root, its content compared too where the path info is believed for that content's address."""
+        expected = flat_hash(self._info)
+        if expected is None:
             return entry
         if not isinstance(entry.node, Regular) or entry.node.executable:
-            raise InvalidFormat("NAR", entry.node, f"what has the content address {self._address} is a file")
-        return replace(entry, content=_flat(entry.content, self._address))
+            raise InvalidFormat("NAR", entry.node, "by its content address it must be a file")
+        return replace(entry, content=self._flat(entry.content, expected))
 
-
-def _address(info: PathInfo) -> ContentAddress | None:
-    """That of `info`, where the content alone makes it: with a reference to itself it is of another NAR."""
-    if info.content_address is None or info.path in info.references:
-        return None
-    try:
-        return ContentAddress.parse(info.content_address)
-    except InvalidFormat:  # of a newer Nix; then it is signed
-        return None
-
-
-def _flat(content: Iterator[bytes], address: ContentAddress) -> Iterator[bytes]:
-    found = hashlib.new(address.hash.algorithm)
-    for piece in content:
-        found.update(piece)
-        yield piece
-    if found.digest() != address.hash.value:
-        raise InvalidFormat("NAR", found.hexdigest(), f"its content address must be {address}")
+    def _flat(self, content: Iterator[bytes], expected: bytes) -> Iterator[bytes]:
+        found = hashlib.sha256()
+        for piece in content:
+            found.update(piece)
+            yield piece
+        if found.digest() != expected:
+            address = self._info.content_address
+            raise InvalidFormat("NAR", found.hexdigest(), f"its content address must be {address}")

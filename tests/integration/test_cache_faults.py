@@ -18,12 +18,11 @@ from tests.integration.nixtools import ChrootStore
 from tests.integration.processes import free_port
 from tests.integration.server import Registry, Start, Substituter
 
-# One second where others wait for fifteen, and no failure is remembered.
+# One second where others wait for fifteen, and no failed image is remembered.
 IMPATIENT = """
 [substitution]
 request_timeout = 1
 nar_timeout = 3
-negative_ttl = 0
 [limits]
 failure_ttl = 0
 """

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
 from tests.integration.caches import CacheDirectory, Served, hash_part, nginx, replace
@@ -91,6 +92,7 @@ def test_a_corrupt_nar_of_upstream_is_neither_kept_nor_served(
         said = [line for line in registry.log_lines() if hello in json.dumps(line)]
         assert said, "the log names the path"
         nar.write_bytes(good)
+        time.sleep(5.5)  # what was bad is not asked for again at once, whatever negative_ttl says
         node = make_node()
         node.fetch(registry.cache_url, registry.public_key, hello)
         assert node.all_paths() == prepared_store.closure([hello])

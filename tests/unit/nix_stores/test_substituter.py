@@ -197,13 +197,16 @@ async def test_an_address_that_cannot_be_checked_while_reading_needs_a_signature
     unsigned = cached("self", references=[path], key=None, path=path, content_address=address)
     signed = cached("self", references=[path], path=path, content_address=address)
     async with serving(unsigned) as cache, asking(cache.url, negative_ttl=0) as substituter:
-        with pytest.raises(BadSignature):
-            await substituter.narinfo(path)
-        cache.add(signed)
+        for _ in range(2):
+            with pytest.raises(BadSignature):
+                await substituter.narinfo(path)
+        assert cache.asked[unsigned.narinfo_name] == 1, "a refusal lasts for a while in any case"
+    async with serving(signed) as cache, asking(cache.url) as substituter:
         assert await substituter.narinfo(path)
 
 
-async def test_refusing_afterwards() -> None:
+async def test_refusing_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nixery_snap.nix_stores.substituter._REFUSED_SECONDS", 0.1)
     async with serving(HELLO) as cache, asking(cache.url, negative_ttl=0.3) as substituter:
         assert await substituter.narinfo(HELLO.path)
         error = CorruptPath(cache.url, str(HELLO.path), "its NAR is bad")
@@ -368,7 +371,8 @@ async def test_slow_ones_hold_no_more_than_their_share() -> None:
         begin = time.monotonic()
         answers = await asyncio.gather(*map(substituter.narinfo, paths), return_exceptions=True)
         assert all(isinstance(answer, SubstituterUnreachable) for answer in answers)
-        assert cache.asked.total() == 5, "those that waited for a turn saw the breaker open"
+        # Two may have got the turns of the first two that failed; the others saw the breaker open.
+        assert 5 <= cache.asked.total() <= 7
         assert time.monotonic() - begin < 2
 
 
