@@ -66,6 +66,7 @@ def environment(home: Path) -> dict[str, str]:
         "NIX_CONFIG": NIX_CONFIG,
         "PYTHONPATH": str(REPOSITORY),
         "NIXERY_SNAP_CACHE_DIRECTORY": str(home / "cache"),
+        "NIXERY_SNAP_SUBSTITUTERS": "[]",  # what is measured needs no network
     }
     return kept | own
 
