@@ -185,19 +185,25 @@ class Pipeline:
 
         Also tells whether they were. The resolution is another when its derivations were gone.
         """
-        try:
-            return resolution, await self._closure(resolution), False
-        except PathsMissing as error:
-            missing = [StorePath.parse(path) for path in error.paths]
-        try:
-            await self._realise(key, resolution, progress)
-        except RealisationFailed as error:
-            if await self._steps.realiser.knows(resolution.packages):
-                raise self._explained(error, missing) from None
-            # The derivations have been collected as garbage since they were remembered.
-            resolution = await self._resolve(request, pin, progress, anew=True)
-            await self._realise(key, resolution, progress)
-        return resolution, await self._closure(resolution), True
+        realised = False
+        missing: set[StorePath] = set()
+        while True:
+            try:
+                return resolution, await self._closure(resolution), realised
+            except PathsMissing as error:
+                # More can be missing afterwards: what others find bad meanwhile is not taken from its cache.
+                before, missing = missing, missing | set(map(StorePath.parse, error.paths))
+                if missing == before:
+                    raise
+            realised = True
+            try:
+                await self._realise(key, resolution, progress)
+            except RealisationFailed as error:
+                if await self._steps.realiser.knows(resolution.packages):
+                    raise self._explained(error, missing) from None
+                # The derivations have been collected as garbage since they were remembered.
+                resolution = await self._resolve(request, pin, progress, anew=True)
+                await self._realise(key, resolution, progress)
 
     async def _closure(self, resolution: Resolution) -> Closure:
         with _timed("located") as facts:

@@ -216,6 +216,8 @@ def _refusing(substituter: Substituter, info: PathInfo) -> Iterator[None]:
         yield
     except InvalidFormat as error:
         raise _refused(substituter, info, str(error)) from error
+    except SubstituterUnreachable as error:
+        raise _refused(substituter, info, f"its NAR does not come: {error.reason}") from error
 
 
 @contextmanager
