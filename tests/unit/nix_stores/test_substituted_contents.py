@@ -299,7 +299,9 @@ async def test_nars_that_do_not_come(what: str) -> None:
                 await contents.root(at(bad, HELLO))
         async with reading(bad, good, request_timeout=0.5) as contents:
             assert await contents.root(at(bad, HELLO)) == Directory()
-            # The bad one has been refused for this path.
+            if "slow body reset hung up".count(what):  # the root was among what came
+                with pytest.raises(CorruptPath):
+                    await read(contents, at(bad, HELLO))
             assert await read(contents, at(bad, HELLO)) == DIRECTORY
 
 
