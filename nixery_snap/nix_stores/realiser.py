@@ -48,27 +48,33 @@ class NixRealiser:
         return finished.returncode == 0
 
     async def realise(self, key: str, packages: Collection[Package], progress: Progress) -> None:
+        targets = sorted(f"{package.drv_path}!{','.join(package.outputs)}" for package in packages)
+        arguments = ("--realise", *targets, "--add-root", str(self._gc_roots / key), "--indirect")
+        self._gc_roots.mkdir(parents=True, exist_ok=True)
+        try:
+            async with self._builds, asyncio.timeout(self._timeout_seconds):
+                for options in (self._options, self._options, dict):
+                    log, returncode = await self._run(options(), arguments, progress)
+                    # Nix 2.8 can abort when a cache has failed it, instead of building; at last it gets none of ours.
+                    if returncode >= 0:
+                        break
+        except TimeoutError:
+            raise RealisationTimedOut(self._timeout_seconds) from None
+        if returncode != 0:
+            raise self._failure(log)
+
+    async def _run(
+        self, options: Mapping[str, str], arguments: Collection[str], progress: Progress
+    ) -> tuple[LogReader, int]:
         log = LogReader(LOG_LINES)
 
         def feed(line: bytes) -> None:
             if begun := log.feed(line):
                 progress(begun)
 
-        targets = sorted(f"{package.drv_path}!{','.join(package.outputs)}" for package in packages)
-        self._gc_roots.mkdir(parents=True, exist_ok=True)
-        try:
-            async with self._builds:
-                finished = await self._nix.run(
-                    "nix-store",
-                    *(part for option in self._options().items() for part in ("--option", *option)),
-                    *("--realise", *targets, "--add-root", str(self._gc_roots / key), "--indirect"),
-                    timeout_seconds=self._timeout_seconds,
-                    on_stderr=feed,
-                )
-        except TimeoutError:
-            raise RealisationTimedOut(self._timeout_seconds) from None
-        if finished.returncode != 0:
-            raise self._failure(log)
+        chosen = (part for option in options.items() for part in ("--option", *option))
+        finished = await self._nix.run("nix-store", *chosen, *arguments, on_stderr=feed)
+        return log, finished.returncode
 
     def _failure(self, log: LogReader) -> RealisationFailed:
         """The first error names the derivation that failed; later ones those that depend on it."""

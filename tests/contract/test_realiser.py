@@ -1,6 +1,7 @@
 import asyncio
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,33 @@ async def test_several_at_the_same_time(
     packages = await evaluated(nix, package_set, *names)
     await asyncio.gather(*(realiser.realise(package.name, [package], silent) for package in packages))
     assert all(are_there(own_store, *packages))
+
+
+@pytest.mark.parametrize("aborts", [1, 2])
+async def test_nix_aborts(
+    own_store: ChrootStore,
+    make_nix: MakeNix,
+    package_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    aborts: int,
+) -> None:
+    """It is run again, at last without the caches that made it: real Nix behind one that aborts so often."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    script = programs / "nix-store"
+    real = shutil.which("nix-store")
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *--realise*) echo "$*" >>{tmp_path}/runs\n'
+        f'[ "$(wc -l <{tmp_path}/runs)" -gt {aborts} ] || kill -ABRT $$ ;; esac\nexec {real} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    nix = make_nix(own_store)
+    options = {"extra-substituters": "http://127.0.0.1:9"}
+    realiser = NixRealiser(nix, tmp_path / "roots", nix.store.uri, 60, 4, lambda: options)
+    packages = await evaluated(nix, package_set, "git")
+    await realiser.realise("key", packages, silent)
+    assert all(are_there(own_store, *packages))
+    told = ["extra-substituters" in line for line in (tmp_path / "runs").read_text().splitlines()]
+    assert told == [True, True, False][: aborts + 1]
