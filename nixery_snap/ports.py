@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,10 +101,29 @@ class Records(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """`revision` fixes a source's content for ever; `url` tells people where that can be had, if anywhere."""
+    """`revision` fixes a source's content for ever; `url` tells people where that can be had, if anywhere.
+
+    `variant` stands for all that the settings add to the content, such as overlays: a digest, empty for nothing.
+    """
 
     revision: str
     url: str | None = None
+    variant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSet:
+    """A package set as files of this machine, never changed again, and how its source wants it evaluated.
+
+    `directory` holds a default.nix or, with `is_flake`, a flake.nix. `overlays` and `config` are given to package
+    sets that take them, as nixpkgs does. `allows_builds`: evaluating may build (import from derivation).
+    """
+
+    directory: Path
+    is_flake: bool = False
+    overlays: tuple[Path, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    allows_builds: bool = False
 
 
 class PackageSource(Protocol):
@@ -120,8 +139,11 @@ class PackageSource(Protocol):
     def current(self, tag: str) -> Pin | None:
         """The pin of `tag` if that can be known at once, without any I/O that could wait."""
 
-    async def checkout(self, pin: Pin) -> Path:
-        """A directory holding exactly that revision, never changed again. Raises TagNotFound, SourceError."""
+    async def checkout(self, pin: Pin) -> PackageSet:
+        """Exactly that revision. Raises TagNotFound, SourceError."""
+
+    async def tags(self) -> Sequence[str]:
+        """What can be asked for now, in byte order; other tags may have a meaning too. Raises SourceError."""
 
     def close(self) -> None: ...
 
@@ -194,7 +216,7 @@ class Evaluator(Protocol):
     """Turns attribute paths into packages."""
 
     async def evaluate(
-        self, package_set: Path, system: str, names: Sequence[AttributePath]
+        self, package_set: PackageSet, system: str, names: Sequence[AttributePath]
     ) -> Sequence[Package | PackageProblem]:
         """One result for each name, in order; one bad name hides no other.
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import as_file, files
-from pathlib import Path
 from typing import Any, Final
 
 from rapidfuzz import fuzz, process
@@ -16,7 +15,7 @@ from rapidfuzz import fuzz, process
 from nixery_snap.errors import EvaluationFailed, EvaluationTimedOut, NixTooOld, PackageProblem, ProblemKind
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix.log_events import LogReader
-from nixery_snap.ports import NixRunner, Package
+from nixery_snap.ports import NixRunner, Package, PackageSet
 
 _SUGGESTIONS: Final = 3
 # What nixpkgs' check-meta says (pkgs/stdenv/generic/check-meta.nix): one wording for a decade, then a list of
@@ -44,7 +43,7 @@ class OneShotEvaluator:
         self._processes = asyncio.Semaphore(processes)
 
     async def evaluate(
-        self, package_set: Path, system: str, names: Sequence[AttributePath]
+        self, package_set: PackageSet, system: str, names: Sequence[AttributePath]
     ) -> Sequence[Package | PackageProblem]:
         try:
             answers = await self._ask(package_set, system, names, explain=False)
@@ -65,7 +64,7 @@ class OneShotEvaluator:
 
     async def _result(
         self,
-        package_set: Path,
+        package_set: PackageSet,
         system: str,
         name: AttributePath,
         answer: dict[str, Any],
@@ -86,10 +85,10 @@ class OneShotEvaluator:
                 return _wrong_kind(name, answer)
 
     async def _ask(
-        self, package_set: Path, system: str, names: Sequence[AttributePath], *, explain: bool
+        self, package_set: PackageSet, system: str, names: Sequence[AttributePath], *, explain: bool
     ) -> _Answers:
         request = {
-            "packageSet": str(package_set),
+            "packageSet": str(package_set.directory),
             "system": system,
             "names": [list(name.parts) for name in names],
             "explain": explain,
@@ -130,13 +129,13 @@ class _Refused(Exception):
         self.message = message
 
 
-def _whole_set_error(message: str, package_set: Path) -> EvaluationFailed | NixTooOld:
+def _whole_set_error(message: str, package_set: PackageSet) -> EvaluationFailed | NixTooOld:
     if _TOO_OLD.search(message):
         return NixTooOld(" ".join(message.split())[:_MESSAGE_LENGTH])
     return EvaluationFailed(_public(message, package_set))
 
 
-def _failure(name: AttributePath, system: str, message: str, package_set: Path) -> PackageProblem:
+def _failure(name: AttributePath, system: str, message: str, package_set: PackageSet) -> PackageProblem:
     kind = next((kind for pattern, kind in _META_PROBLEMS if pattern.search(message)), ProblemKind.FAILED)
     reason = " ".join(_public(message, package_set).split())
     match kind:
@@ -186,9 +185,9 @@ def _wrong_kind(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
     return PackageProblem(str(name), ProblemKind.WRONG_KIND, message)
 
 
-def _public(message: str, package_set: Path) -> str:
+def _public(message: str, package_set: PackageSet) -> str:
     """What Nix's message says, without what its reader cannot do and without paths of the server's disk."""
     paragraph = _ADVICE.split(message.strip(), maxsplit=1)[0].strip()[:_MESSAGE_LENGTH]
-    return paragraph.replace(str(package_set), "<source>").replace(
-        str(package_set.parent), "<outside the source>"
+    return paragraph.replace(str(package_set.directory), "<source>").replace(
+        str(package_set.directory.parent), "<outside the source>"
     )

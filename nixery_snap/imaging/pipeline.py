@@ -147,7 +147,8 @@ class Pipeline:
         names = [list(name.parts) for name in request.names]
         base = sorted(list(name.parts) for name in self._base_packages)
         return cache_key(
-            RECIPE_VERSION, pin.revision, request.system, request.format, names, request.shell, base, shape
+            *(RECIPE_VERSION, pin.revision, *_variant(pin)),
+            *(request.system, request.format, names, request.shell, base, shape),
         )
 
     async def _image(self, key: str, request: ImageRequest, pin: Pin, progress: Progress) -> Image:
@@ -285,15 +286,15 @@ class Pipeline:
         """Both formats of an image share one evaluation, remembered unless it is to be made `anew`."""
         names = tuple(sorted({*request.names, *self._base_packages}))
         requested, every = ([list(name.parts) for name in some] for some in (request.names, names))
-        key = cache_key(RECIPE_VERSION, pin.revision, request.system, requested, every)
+        key = cache_key(RECIPE_VERSION, pin.revision, *_variant(pin), request.system, requested, every)
 
         async def evaluate() -> Resolution:
             if not anew and (record := await self._steps.records.get("resolution", key)):
                 return Resolution.from_json(record)
             progress(f"evaluating {request.title}")
-            checkout = await self._steps.source.checkout(pin)
+            package_set = await self._steps.source.checkout(pin)
             with _timed("evaluated", system=request.system, names=len(names)):
-                results = await self._steps.evaluator.evaluate(checkout, request.system, names)
+                results = await self._steps.evaluator.evaluate(package_set, request.system, names)
             resolution = Resolution.of(dict(zip(names, results, strict=True)), request.names)
             await self._steps.records.put("resolution", key, resolution.to_json())
             return resolution
@@ -302,6 +303,10 @@ class Pipeline:
 
     async def manifest(self, image: Image) -> Manifest:
         return Manifest.parse(await self._steps.blobs.get(image.digest))
+
+
+def _variant(pin: Pin) -> tuple[str, ...]:
+    return (pin.variant,) if pin.variant else ()
 
 
 @contextmanager

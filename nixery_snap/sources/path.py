@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ import structlog
 
 from nixery_snap.errors import SourceError, TagNotFound
 from nixery_snap.nix.store_path import STORE_DIR
-from nixery_snap.ports import Pin
+from nixery_snap.ports import PackageSet, Pin
 from nixery_snap.sources.watch import DirectoryWatch
 
 log = structlog.get_logger()
@@ -82,13 +82,16 @@ class PathSource:
             self._current[1].close()
             self._current = None
 
-    async def checkout(self, pin: Pin) -> Path:
+    async def checkout(self, pin: Pin) -> PackageSet:
         path = self._checkouts / pin.revision / "source"
         async with self._lock:
             # Whoever removed the copies may do so: as long as the directory is what it was, there is a new one.
             if await asyncio.to_thread(path.is_dir) or await self._renew() == pin:
-                return path
+                return PackageSet(path)
         raise TagNotFound(self.name, pin.revision, "that revision is not kept here any more; use latest")
+
+    async def tags(self) -> Sequence[str]:
+        return [_HEAD_TAG]
 
     def _snapshot(self) -> tuple[Pin, DirectoryWatch | None]:
         """Fingerprint the directory and make sure that a copy of exactly this content exists.

@@ -15,7 +15,7 @@ from nixery_snap.nix_stores.substituter import Substituter
 from nixery_snap.nix_stores.substituters import Substituters
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
-from nixery_snap.ports import Package
+from nixery_snap.ports import Package, PackageSet
 from tests.integration.caches import CacheDirectory, KeyPair
 from tests.integration.need import need
 from tests.integration.nixtools import EXAMPLES, ChrootStore
@@ -79,7 +79,7 @@ def names(*texts: str) -> list[AttributePath]:
 
 async def evaluated(nix: NixCommand, package_set: Path, *texts: str) -> list[Package]:
     """Packages that must be had."""
-    results = await OneShotEvaluator(nix, 60, 2).evaluate(package_set, SYSTEM, names(*texts))
+    results = await OneShotEvaluator(nix, 60, 2).evaluate(PackageSet(package_set), SYSTEM, names(*texts))
     packages = [result for result in results if isinstance(result, Package)]
     assert len(packages) == len(texts), results
     return packages

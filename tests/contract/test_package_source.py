@@ -43,8 +43,8 @@ async def test_a_checkout_is_for_ever(source: PackageSource, directory: Path) ->
     (directory / "default.nix").write_text("{ }: { a = 1; }")
     (directory / "more.nix").touch()
     after = await source.pin("latest")
-    assert [path.name for path in checkout.iterdir()] == ["default.nix"]
-    assert (checkout / "default.nix").read_text() == "{ }: { }"
+    assert [path.name for path in checkout.directory.iterdir()] == ["default.nix"]
+    assert (checkout.directory / "default.nix").read_text() == "{ }: { }"
     assert await source.checkout(pin) == checkout
     assert await source.checkout(after) != checkout
 

@@ -103,7 +103,7 @@ async def test_an_edit_is_seen_by_the_next_pin(
     after = await source.pin("latest")
     assert after != before
     assert source.current("latest") == after
-    assert (await source.checkout(before) / "default.nix").read_bytes() == TREE["default.nix"]
+    assert ((await source.checkout(before)).directory / "default.nix").read_bytes() == TREE["default.nix"]
 
 
 async def test_a_file_in_a_new_directory_in_a_new_directory(source: PathSource, directory: Path) -> None:
@@ -118,7 +118,7 @@ async def test_a_file_in_a_new_directory_in_a_new_directory(source: PathSource, 
         step()
         pins.append(await source.pin("latest"))
     assert len(set(pins)) == len(pins)
-    assert (await source.checkout(pins[-1]) / "new/nested/file").read_bytes() == b"2"
+    assert ((await source.checkout(pins[-1])).directory / "new/nested/file").read_bytes() == b"2"
 
 
 async def test_editing_back_gives_the_old_revision(source: PathSource, directory: Path) -> None:
@@ -139,11 +139,11 @@ async def test_the_revision_is_the_content_alone(
         os.utime(path, (1, 1), follow_symlinks=False)
     assert await sources(copy).pin("latest") == pin
     # A checkout is the same content again.
-    assert await sources(await source.checkout(pin)).pin("latest") == pin
+    assert await sources((await source.checkout(pin)).directory).pin("latest") == pin
 
 
 async def test_a_checkout_holds_all_but_git(source: PathSource) -> None:
-    checkout = await source.checkout(await source.pin("latest"))
+    checkout = (await source.checkout(await source.pin("latest"))).directory
     assert (checkout / "sub/deep/b.nix").read_bytes() == b"b"
     assert os.readlink(checkout / "link") == "sub/a.nix"
     assert (checkout / "builder.sh").stat().st_mode & 0o111
@@ -205,7 +205,7 @@ async def test_checkouts_are_pruned(source: PathSource, directory: Path, tmp_pat
             assert await source.pin("latest") == pins[0]
     assert len(list((tmp_path / "checkouts").iterdir())) == 8
     for pin in (pins[0], *pins[3:]):
-        assert (await source.checkout(pin) / "default.nix").exists()
+        assert ((await source.checkout(pin)).directory / "default.nix").exists()
     for pin in pins[1:3]:
         with pytest.raises(TagNotFound):
             await source.checkout(pin)
@@ -234,7 +234,7 @@ async def test_edits_that_never_stop(sources: Callable[[Path], PathSource], dire
             except SourceError as error:
                 complaints.append(str(error))
             else:
-                assert await sources(await source.checkout(pin)).pin("latest") == pin
+                assert await sources((await source.checkout(pin)).directory).pin("latest") == pin
     finally:
         stop.set()
         editor.join()
