@@ -55,6 +55,14 @@ class UnsupportedSystem(InvalidInput):
         )
 
 
+class InvalidArchive(InvalidInput):
+    """An image archive that is malformed or that no honest tool would make."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path} is not an image archive that can be imported: {reason}")
+
+
 # --- what is not there -----------------------------------------------------------------------------
 
 
@@ -201,6 +209,55 @@ class EvaluationTimedOut(NixError):
         )
 
 
+class EvaluationTooBig(NixError):
+    def __init__(self, memory_mib: int) -> None:
+        self.memory_mib = memory_mib
+        super().__init__(
+            f"evaluating the packages needs more than {memory_mib} MiB of memory (setting nix.eval_memory_mib)"
+        )
+
+
+class ExperimentalFeatureMissing(NixError):
+    """The package set uses a feature that Nix has to be told to allow, or does not have at all."""
+
+    def __init__(self, feature: str) -> None:
+        self.feature = feature
+        super().__init__(
+            f"the package set needs the experimental feature {feature!r} of Nix, which the Nix on this server lacks or"
+            " is not told to use (setting nix.options.extra-experimental-features)"
+        )
+
+
+class NixUnusable(NixError):
+    """Nix is there, but its ground is not."""
+
+
+class NixDaemonUnreachable(NixUnusable):
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the Nix daemon cannot be reached: {reason}; start nix-daemon, or set nix.store to a directory for a"
+            " private store"
+        )
+
+
+class NixStoreFull(NixUnusable):
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the disk of the Nix store is full: {reason}; free some space, for example with nix-collect-garbage"
+        )
+
+
+class NixStoreForbidden(NixUnusable):
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the Nix store cannot be written: {reason}; let this user write it, or set nix.store to `daemon` or to a"
+            " directory for a private store"
+        )
+
+
 class RealisationFailed(NixError):
     """Nix could not build or substitute; `log_tail` holds the failed builder's last lines."""
 
@@ -223,13 +280,13 @@ class RealisationTimedOut(NixError):
 
 
 class StillWorking(NixError):
-    """The image is still being made; the work goes on and a later request finds it."""
+    """The image is still being made; the work goes on and a later request finds it. `state`: what is going on."""
 
-    def __init__(self, waited_seconds: float, retry_after_seconds: int) -> None:
-        self.waited_seconds, self.retry_after_seconds = waited_seconds, retry_after_seconds
+    def __init__(self, waited_seconds: float, retry_after_seconds: int, state: str = "") -> None:
+        self.waited_seconds, self.retry_after_seconds, self.state = waited_seconds, retry_after_seconds, state
         super().__init__(
-            f"the image is still being made after {waited_seconds:g} s; the work goes on:"
-            f" pull again in {retry_after_seconds} s"
+            f"the image is still being made after {waited_seconds:g} s{f' ({state})' if state else ''}; the work"
+            f" goes on: pull again in {retry_after_seconds} s"
         )
 
 
@@ -239,6 +296,18 @@ class PathsMissing(NixError):
     def __init__(self, paths: tuple[str, ...]) -> None:
         self.paths = paths
         super().__init__(f"no source knows these store paths: {', '.join(paths[:10])}")
+
+
+class PathsNotSubstituted(NixError):
+    """Store paths that Nix could not fetch; `asked` are the substituters it was told of, `reason` what it said."""
+
+    def __init__(self, paths: tuple[str, ...], asked: tuple[str, ...], reason: str) -> None:
+        self.paths, self.asked, self.reason = paths, asked, reason
+        more = f" and {len(paths) - 10} more" if len(paths) > 10 else ""
+        super().__init__(
+            f"not in this node's Nix store, and not fetched: {', '.join(paths[:10])}{more}; asked were"
+            f" {', '.join(asked) or 'no substituters'}: {reason}"
+        )
 
 
 class CircularReferences(NixError):
@@ -283,6 +352,56 @@ class BadSignature(CorruptPath):
         claimed = f"signed by {', '.join(keys)}, none of which" if keys else "it is not signed, so nothing"
         super().__init__(
             url, path, f"{claimed} verifies under a trusted key; see public_keys of [[substituters]]"
+        )
+
+
+class TooManyRequests(NixerySnapError):
+    """Not now: more is asked for at a time than the settings allow."""
+
+    def __init__(self, reason: str, retry_after_seconds: int) -> None:
+        self.reason, self.retry_after_seconds = reason, retry_after_seconds
+        super().__init__(f"{reason}; pull again in {retry_after_seconds} s")
+
+
+# --- a node's containerd ----------------------------------------------------------------------------
+
+
+class ContainerdError(NixerySnapError):
+    """The container runtime of this node did not do its part."""
+
+
+class ContainerdUnreachable(ContainerdError):
+    def __init__(self, address: str) -> None:
+        self.address = address
+        super().__init__(
+            f"containerd does not answer at {address}: it is down or starting; the image service waits for it"
+        )
+
+
+class ContainerdTooOld(ContainerdError):
+    def __init__(self, version: str) -> None:
+        self.version = version
+        super().__init__(
+            f"containerd {version} cannot import nix:0 images: it takes 1.7 or later, for its Transfer service"
+        )
+
+
+class ContainerdRefused(ContainerdError):
+    """It answered with an error; `step` is what it was asked for."""
+
+    def __init__(self, step: str, reason: str) -> None:
+        self.step, self.reason = step, reason
+        super().__init__(f"containerd cannot {step}: {reason}")
+
+
+class SnapshotterNotConfigured(ContainerdError):
+    """`lines` are what its configuration lacks."""
+
+    def __init__(self, snapshotter: str, reason: str, lines: str) -> None:
+        self.snapshotter, self.reason, self.lines = snapshotter, reason, lines
+        super().__init__(
+            f"containerd does not unpack images with snapshotter {snapshotter!r}: {reason}; add to its"
+            f" configuration and restart it:\n{lines}"
         )
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from nixery_snap.errors import SettingsError
 from nixery_snap.evaluation.one_shot import OneShotEvaluator
+from nixery_snap.imaging.admission import BuildQueue, ClientLimit
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.layers import LayerMaker
 from nixery_snap.imaging.pipeline import Pipeline, Steps
-from nixery_snap.imaging.request import NameGrammar
+from nixery_snap.imaging.request import DEFAULT_SOURCE, NameGrammar
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix.signing import PublicKey, SecretKey
 from nixery_snap.nix_stores.build_logs import BuildLogs
@@ -104,14 +105,13 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         names_paths = settings.binary_cache.annotations != "closure"
         layers = LayerMaker(contents, blobs, records)
         steps = Steps(
-            source=_source(settings),
+            sources=_sources(settings),
             evaluator=OneShotEvaluator(nix, settings.nix.eval_timeout, settings.nix.evaluators),
             realiser=NixRealiser(
                 nix,
                 gc_roots,
                 store.uri,
                 settings.nix.build_timeout,
-                settings.nix.builds,
                 lambda: _nix_options(settings, key, others),
             ),
             path_infos=path_infos,
@@ -121,13 +121,28 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
             blobs=blobs,
             records=records,
         )
-        stack.callback(steps.source.close)
+        for source in steps.sources.values():
+            stack.callback(source.close)
         base_packages = tuple(map(AttributePath.parse, settings.base_packages))
         delivery = (sorted(settings.client_substituters), settings.names_closure_info, names_paths)
         yield Service(
             settings,
-            NameGrammar(settings.format, settings.systems, settings.all_meta_packages),
-            Pipeline(steps, base_packages, max_layers, settings.limits.failure_ttl, delivery),
+            NameGrammar(
+                settings.format,
+                settings.systems,
+                settings.all_meta_packages,
+                settings.source_names,
+                settings.limits.packages,
+            ),
+            Pipeline(
+                steps,
+                base_packages,
+                max_layers,
+                settings.limits.failure_ttl,
+                delivery,
+                BuildQueue(settings.nix.builds, settings.limits.build_queue),
+                ClientLimit(settings.limits.client_images),
+            ),
             blobs,
             cache,
             str(key.public_key),
@@ -171,7 +186,7 @@ def _nix_options(settings: Settings, key: SecretKey, others: Mapping[str, Substi
         # What a replica, or we before our Nix store was cleaned, have built and published.
         urls.append(settings.storage_url)
         keys.append(str(key.public_key))
-    return {
+    return ({"builders": settings.nix.builders} if settings.nix.builders else {}) | {
         "extra-substituters": " ".join(urls),
         "extra-trusted-public-keys": " ".join(keys),
         "fallback": "true",
@@ -180,8 +195,18 @@ def _nix_options(settings: Settings, key: SecretKey, others: Mapping[str, Substi
     }
 
 
-def _source(settings: Settings) -> PackageSource:
-    directory = Path(settings.source.removeprefix("path:"))
+def _sources(settings: Settings) -> dict[str, PackageSource]:
+    """By name. Raises SettingsError."""
+    specs = {name: source.spec for name, source in settings.sources.items()}
+    return {
+        name: _source(settings, name, spec)
+        for name, spec in ({DEFAULT_SOURCE: settings.source} | specs).items()
+    }
+
+
+def _source(settings: Settings, name: str, spec: str) -> PackageSource:
+    key = "source" if name == DEFAULT_SOURCE else f"sources.{name}.spec"
+    directory = Path(spec.removeprefix("path:"))
     if not directory.is_dir():
-        raise SettingsError("source", f"there is no directory {directory}; name one that holds a package set")
+        raise SettingsError(key, f"there is no directory {directory}; name one that holds a package set")
     return PathSource(directory, settings.cache_path / "checkouts")

@@ -64,6 +64,7 @@ async def _serve(
             service.grammar,
             settings.nix.wait_timeout,
             new_memory(limits.memory_cache),
+            settings.index_formats,
         )
         cache = settings.binary_cache
         app = make_app(

@@ -21,7 +21,7 @@ from pydantic import (
 
 from nixery_snap.errors import InvalidFormat, InvalidName, SettingsError
 from nixery_snap.imaging.layering import DEFAULT_MAX_LAYERS
-from nixery_snap.imaging.request import ARCHITECTURES, ImageFormat
+from nixery_snap.imaging.request import ARCHITECTURES, DEFAULT_SOURCE, ImageFormat, SourceNames
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix.signing import PublicKey
 from nixery_snap.oci.reference import check_name
@@ -55,13 +55,16 @@ def _listen(text: str) -> str:
     return text
 
 
-def _meta_name(name: str) -> str:
+def _prefix(name: str) -> str:
+    """One part of an image name that has no meaning yet."""
     try:
         check_name(name)
     except InvalidName as error:
         raise ValueError(str(error)) from None
     if "/" in name or name in {*ARCHITECTURES, *ImageFormat}:
-        raise ValueError(f"{name!r} cannot name a meta-package: it has a meaning already")
+        raise ValueError(
+            f"{name!r} cannot be used here: it is no single part of a name, or has a meaning already"
+        )
     return name
 
 
@@ -80,7 +83,7 @@ def _public_key(text: str) -> str:
 
 
 AttributeText = Annotated[str, AfterValidator(_attribute_path)]
-MetaName = Annotated[str, AfterValidator(_meta_name)]
+NamePart = Annotated[str, AfterValidator(_prefix)]
 System = Literal["x86_64-linux", "aarch64-linux"]
 
 
@@ -97,12 +100,26 @@ class NixSettings(_Section):
     """Seconds until a client is told to come back; the work goes on."""
     eval_timeout: float = Field(default=60, gt=0)
     """Seconds for one evaluation."""
+    eval_memory_mib: PositiveInt = 4096
+    """MiB of memory that one evaluator may take."""
     builds: PositiveInt = 4
     """Images whose packages are built or fetched at a time; each may use as many cores as Nix is told."""
     evaluators: PositiveInt = 2
     """Evaluations at a time."""
+    builders: str = ""
+    """Machines that build for us, as in nix.conf."""
     options: dict[str, str] = {}
     """Further settings for Nix, as in nix.conf."""
+
+
+class SourceSettings(_Section):
+    """Another package set beside the default one."""
+
+    spec: Annotated[str, AfterValidator(_source)]
+    prefix: NamePart | Literal[""] = ""
+    """Names that begin with it mean this source, behind the format."""
+    hosts: tuple[str, ...] = ()
+    """Clients that call this server by one of these names mean this source."""
 
 
 class SubstituterSettings(_Section):
@@ -147,6 +164,12 @@ class BinaryCacheSettings(_Section):
 class LimitSettings(_Section):
     max_layers: int = Field(default=DEFAULT_MAX_LAYERS, ge=2, le=125)
     """Layers of a classic image, its forest's layer included."""
+    packages: PositiveInt = 64
+    """Packages of one image, those of its meta-packages included."""
+    client_images: PositiveInt = 16
+    """Images that are being made at a time because one client address asked for them."""
+    build_queue: PositiveInt = 256
+    """Images whose packages wait for being built or fetched, beyond nix.builds."""
     failure_ttl: float = Field(default=30, ge=0)
     """Seconds for which a failure is answered again without another attempt."""
     memory_cache: int = Field(default=64 * 1024 * 1024, ge=0)
@@ -166,12 +189,16 @@ class Settings(_Section):
     """For what can be made again (checkouts, HOME of Nix) and for links to keep store paths; when empty, a
     directory of the system for root and of the user for others."""
     source: Annotated[str, AfterValidator(_source)] = "path:/etc/nixery-snap/packages"
+    sources: dict[str, SourceSettings] = {}
+    """More sources, by names for the log."""
     systems: Annotated[tuple[System, ...], Field(min_length=1)] = ("x86_64-linux", "aarch64-linux")
     """For which images are made; the first is meant where a name says nothing."""
     base_packages: tuple[AttributeText, ...] = ("cacert", "iana-etc")
     """In every image, as far as the package set has them."""
-    meta_packages: dict[MetaName, tuple[AttributeText, ...]] = {}
+    meta_packages: dict[NamePart, tuple[AttributeText, ...]] = {}
     """More names like `shell`, each standing for a list of packages."""
+    index: Literal["off", "nix-snapshotter", "all"] = "nix-snapshotter"
+    """Which images are answered for all systems at once, as an image index, where a name says no architecture."""
     workers: PositiveInt = 1
     log_format: Literal["json", "console"] = "json"
     access_log: bool = False
@@ -194,6 +221,7 @@ class Settings(_Section):
             raise ValueError(
                 "workers: several processes cannot share storage memory://; use file:///DIRECTORY"
             )
+        self._check_sources()
         cache, known = self.binary_cache, {substituter.url for substituter in self.substituters}
         if len(known) < len(self.substituters):
             raise ValueError("substituters: a URL stands there twice")
@@ -216,6 +244,35 @@ class Settings(_Section):
                 " set publish to 'missing'"
             )
         return self
+
+    def _check_sources(self) -> None:
+        taken = dict.fromkeys(self.all_meta_packages, "a meta-package")
+        for name, source in self.sources.items():
+            if name == DEFAULT_SOURCE:
+                raise ValueError(f"sources.{name}: the default source is set by `source`")
+            if not source.prefix and not source.hosts:
+                raise ValueError(f"sources.{name}: give it a prefix or hosts, by which it is asked for")
+            for key in filter(None, (source.prefix, *(f"host {host.lower()}" for host in source.hosts))):
+                if key in taken:
+                    raise ValueError(f"sources.{name}: {key!r} already means {taken[key]}")
+                taken[key] = f"sources.{name}"
+
+    @property
+    def source_names(self) -> SourceNames:
+        return SourceNames(
+            {source.prefix: name for name, source in self.sources.items() if source.prefix},
+            {host.lower(): name for name, source in self.sources.items() for host in source.hosts},
+        )
+
+    @property
+    def index_formats(self) -> frozenset[ImageFormat]:
+        match self.index:
+            case "off":
+                return frozenset()
+            case "all":
+                return frozenset(ImageFormat)
+            case _:
+                return frozenset({ImageFormat(self.index)})
 
     @property
     def client_substituters(self) -> frozenset[str]:

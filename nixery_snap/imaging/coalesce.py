@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 from cachetools import TTLCache
 
-from nixery_snap.errors import NixerySnapError, StillWorking
+from nixery_snap.errors import NixerySnapError, StillWorking, TooManyRequests
 
 T = TypeVar("T")
 _RETRY_AFTER_SECONDS = 10
@@ -24,6 +25,15 @@ class Coalescer(Generic[T]):
     def __init__(self, failure_ttl_seconds: float = 0) -> None:
         self._tasks: dict[str, asyncio.Task[T]] = {}
         self._failures: TTLCache[str, NixerySnapError] = TTLCache(1024, failure_ttl_seconds)
+        self._waiters: Counter[str] = Counter()
+
+    def runs(self, key: str) -> bool:
+        """Whether `run` would begin no new work."""
+        return key in self._tasks or key in self._failures
+
+    def is_awaited(self, key: str) -> bool:
+        """Whether anybody waits for `key` at this moment."""
+        return key in self._waiters
 
     async def run(self, key: str, work: Callable[[], Awaitable[T]], wait_seconds: float | None = None) -> T:
         """The result of `work` for `key`, begun now or already under way.
@@ -37,7 +47,13 @@ class Coalescer(Generic[T]):
             task = self._tasks[key] = asyncio.ensure_future(self._watch(key, work))
             task.add_done_callback(_retrieve)
         # asyncio.wait leaves the task alone when the waiter is cancelled or gives up.
-        done, _ = await asyncio.wait({task}, timeout=wait_seconds)
+        self._waiters[key] += 1
+        try:
+            done, _ = await asyncio.wait({task}, timeout=wait_seconds)
+        finally:
+            self._waiters[key] -= 1
+            if not self._waiters[key]:
+                del self._waiters[key]
         if not done:
             raise StillWorking(wait_seconds or 0, _RETRY_AFTER_SECONDS)
         return task.result()
@@ -55,6 +71,8 @@ class Coalescer(Generic[T]):
     async def _watch(self, key: str, work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
+        except TooManyRequests:
+            raise
         except NixerySnapError as error:
             self._failures[key] = error
             raise

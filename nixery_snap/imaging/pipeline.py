@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,14 +20,23 @@ from nixery_snap.errors import (
     BlobNotFound,
     CorruptPath,
     NixerySnapError,
+    PackagesUnavailable,
     PathsMissing,
     RealisationFailed,
+    StillWorking,
     SubstituterError,
 )
+from nixery_snap.imaging.admission import BuildQueue, ClientLimit
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.locate import find_closure
-from nixery_snap.imaging.request import ImageFormat, ImageRequest, cache_key
+from nixery_snap.imaging.request import (
+    DEFAULT_SOURCE,
+    DEFAULT_TAG,
+    ImageFormat,
+    ImageRequest,
+    cache_key,
+)
 from nixery_snap.imaging.resolution import Resolution
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix.path_info import Closure
@@ -58,6 +67,7 @@ class Image:
     """An assembled image: its manifest is stored under `digest`, in OCI's media types."""
 
     digest: Digest
+    architecture: str
     pin: Pin
     record: Mapping[str, Any]
     """How it came about, as JSON; read when somebody wants to know."""
@@ -76,7 +86,8 @@ class Image:
 class Steps:
     """The adapters that do the work of each step."""
 
-    source: PackageSource
+    sources: Mapping[str, PackageSource]
+    """By the names that requests have for them."""
     evaluator: Evaluator
     realiser: Realiser
     path_infos: PathInfoSource
@@ -100,7 +111,9 @@ class Pipeline:
         base_packages: tuple[AttributePath, ...],
         max_layers: int,
         failure_ttl_seconds: float,
-        delivery: tuple[Any, ...] = (),
+        delivery: tuple[Any, ...],
+        builds: BuildQueue,
+        clients: ClientLimit,
     ) -> None:
         self._steps = steps
         self._base_packages = frozenset(base_packages)
@@ -110,33 +123,95 @@ class Pipeline:
         # Images whose blobs have been seen in the store by this process.
         self._whole: LRUCache[str, bool] = LRUCache(4096)
         self._images: Coalescer[Image] = Coalescer(failure_ttl_seconds)
+        self._recorded: Coalescer[Image | None] = Coalescer()
         self._resolutions: Coalescer[Resolution] = Coalescer()
+        self._builds = builds
+        self._clients = clients
+        self._states: dict[str, str] = {}  # what goes on, by the key of an image being made
 
-    @property
-    def source(self) -> PackageSource:
-        return self._steps.source
+    def source(self, request: ImageRequest) -> PackageSource:
+        return self._steps.sources[request.source]
+
+    async def ready(self) -> None:
+        """Raises SourceError when not even the default source can be read."""
+        await self._steps.sources[DEFAULT_SOURCE].pin(DEFAULT_TAG)
+
+    async def images(
+        self, requests: Sequence[ImageRequest], wait_seconds: float | None = None, client: str = ""
+    ) -> list[Image]:
+        """The same for several systems, without those for which packages do not evaluate or cannot be built.
+
+        Raises what the first one raises when none is left.
+        """
+        results = await asyncio.gather(
+            *(self.image(request, wait_seconds, client=client) for request in requests),
+            return_exceptions=True,
+        )
+        images = []
+        for request, result in zip(requests, results, strict=True):
+            if isinstance(result, Image):
+                images.append(result)
+            elif isinstance(result, PackagesUnavailable | RealisationFailed):
+                log.info("system-left-out", title=request.title, system=request.system, reason=str(result))
+            else:
+                raise result
+        if not images and isinstance(results[0], BaseException):
+            raise results[0]
+        return images
 
     async def image(
         self,
         request: ImageRequest,
         wait_seconds: float | None = None,
         progress: Progress = lambda line: None,
+        client: str = "",
     ) -> Image:
-        """The image, from the records or made now.
+        """The image, from the records or made now; `client` is whom that counts for, if anybody.
 
-        Raises StillWorking after `wait_seconds`, while the work goes on; else what the steps raise.
+        Raises StillWorking after `wait_seconds`, while the work goes on, and TooManyRequests; else what the steps
+        raise.
         """
-        pin = self._steps.source.current(request.tag) or await self._pins.run(
-            request.tag, lambda: self._pin(request.tag), wait_seconds
-        )
+        pin = await self._pinned(request, wait_seconds)
         key = self._key(request, pin)
-        return await self._images.run(key, lambda: self._image(key, request, pin, progress), wait_seconds)
+        if image := await self._recorded.run(key, lambda: self._from_record(key, request, pin)):
+            return image
+        if client and not self._images.runs(key):
+            self._clients.check(client)
+        try:
+            return await self._images.run(
+                key, lambda: self._made(key, request, pin, progress, client), wait_seconds
+            )
+        except StillWorking as error:
+            state = self._states.get(key, "")
+            raise StillWorking(error.waited_seconds, error.retry_after_seconds, state) from None
 
-    async def _pin(self, tag: str) -> Pin:
-        with _timed("pinned", tag=tag) as facts:
-            pin = await self._steps.source.pin(tag)
-            facts["revision"] = pin.revision
-        return pin
+    async def _pinned(self, request: ImageRequest, wait_seconds: float | None) -> Pin:
+        source = self.source(request)
+
+        async def work() -> Pin:
+            with _timed("pinned", source=request.source, tag=request.tag) as facts:
+                pin = await source.pin(request.tag)
+                facts["revision"] = pin.revision
+            return pin
+
+        return source.current(request.tag) or await self._pins.run(
+            f"{request.source} {request.tag}", work, wait_seconds
+        )
+
+    async def _made(
+        self, key: str, request: ImageRequest, pin: Pin, progress: Progress, client: str
+    ) -> Image:
+        def note(line: str) -> None:
+            self._states[key] = line
+            progress(line)
+
+        try:
+            if image := await self._from_record(key, request, pin):  # made while its record was looked for
+                return image
+            with self._clients.counted(client):
+                return await self._image(key, request, pin, note)
+        finally:
+            self._states.pop(key, None)
 
     async def drain(self, timeout_seconds: float) -> int:
         """Let running work finish; returns how many images were given up."""
@@ -151,12 +226,15 @@ class Pipeline:
             *(request.system, request.format, names, request.shell, base, shape),
         )
 
-    async def _image(self, key: str, request: ImageRequest, pin: Pin, progress: Progress) -> Image:
+    async def _from_record(self, key: str, request: ImageRequest, pin: Pin) -> Image | None:
         if record := await self._steps.records.get("image", key):
-            image = Image(Digest.parse(record["manifest"]), pin, record)
+            image = _image_of(record, request, pin)
             if key in self._whole or await self._is_whole(image):
                 self._whole[key] = True
                 return image
+        return None
+
+    async def _image(self, key: str, request: ImageRequest, pin: Pin, progress: Progress) -> Image:
         resolution = await self._resolve(request, pin, progress)
         refused: set[tuple[str, str]] = set()
         while True:
@@ -177,7 +255,7 @@ class Pipeline:
         }
         # A build need not be reproducible: whichever replica records its image first, all serve that one.
         record = await self._steps.records.put("image", key, record)
-        return Image(Digest.parse(record["manifest"]), pin, record)
+        return _image_of(record, request, pin)
 
     async def _locate(
         self, key: str, request: ImageRequest, pin: Pin, resolution: Resolution, progress: Progress
@@ -270,8 +348,10 @@ class Pipeline:
 
     async def _realise(self, key: str, resolution: Resolution, progress: Progress) -> None:
         packages = [package for package in resolution.packages if not await self._is_known(package)]
-        with _timed("realised", packages=len(packages)):
-            await self._steps.realiser.realise(key, packages or resolution.packages, progress)
+        progress("waiting for its turn to be built")
+        async with self._builds.turn(lambda: self._images.is_awaited(key)):
+            with _timed("realised", packages=len(packages)):
+                await self._steps.realiser.realise(key, packages or resolution.packages, progress)
 
     async def _is_known(self, package: Package) -> bool:
         try:
@@ -292,7 +372,7 @@ class Pipeline:
             if not anew and (record := await self._steps.records.get("resolution", key)):
                 return Resolution.from_json(record)
             progress(f"evaluating {request.title}")
-            package_set = await self._steps.source.checkout(pin)
+            package_set = await self.source(request).checkout(pin)
             with _timed("evaluated", system=request.system, names=len(names)):
                 results = await self._steps.evaluator.evaluate(package_set, request.system, names)
             resolution = Resolution.of(dict(zip(names, results, strict=True)), request.names)
@@ -303,6 +383,10 @@ class Pipeline:
 
     async def manifest(self, image: Image) -> Manifest:
         return Manifest.parse(await self._steps.blobs.get(image.digest))
+
+
+def _image_of(record: Mapping[str, Any], request: ImageRequest, pin: Pin) -> Image:
+    return Image(Digest.parse(record["manifest"]), request.architecture, pin, record)
 
 
 def _variant(pin: Pin) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""Image names: `[<format>/][<meta>/…]<attr>[/<attr>…]`, in OCI's alphabet."""
+"""Image names: `[<format>/][<source>/][<meta>/…]<attr>[/<attr>…]`, in OCI's alphabet."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -15,6 +15,7 @@ from nixery_snap.oci.reference import check_name, check_tag
 
 ARCHITECTURES: Final = {"amd64": "x86_64-linux", "arm64": "aarch64-linux"}
 DEFAULT_TAG: Final = "latest"
+DEFAULT_SOURCE: Final = "default"
 
 
 class ImageFormat(StrEnum):
@@ -27,6 +28,7 @@ class ImageRequest:
     """What an image name asks for, in normal form: `names` are sorted and unique.
 
     `shell` says whether the meta-package of that name was asked for: it decides the image's Cmd.
+    `any_system`: the name says no architecture, `system` is the default.
     """
 
     format: ImageFormat
@@ -34,6 +36,8 @@ class ImageRequest:
     names: tuple[AttributePath, ...]
     shell: bool
     tag: str
+    source: str = DEFAULT_SOURCE
+    any_system: bool = False
 
     @property
     def architecture(self) -> str:
@@ -50,6 +54,14 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256(canonical_json.encode(parts)).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class SourceNames:
+    """By which prefix of a name, or else which host it was asked of, a source is meant."""
+
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    hosts: Mapping[str, str] = field(default_factory=dict)
+
+
 class NameGrammar:
     """Parses image names; what depends on settings is given once.
 
@@ -61,19 +73,29 @@ class NameGrammar:
         default_format: ImageFormat,
         systems: tuple[str, ...],
         meta_packages: Mapping[str, tuple[AttributePath, ...]],
+        sources: SourceNames = SourceNames(),
+        max_packages: int = 64,
     ) -> None:
         self._default_format = default_format
-        self._systems = systems
+        self.systems = systems
         self._meta_packages = meta_packages
+        self._sources = sources
+        self._max_packages = max_packages
 
-    def parse(self, name: str, tag: str = DEFAULT_TAG) -> ImageRequest:
-        """Raises InvalidName, InvalidFormat (the tag) and UnsupportedSystem."""
+    def parse(self, name: str, tag: str = DEFAULT_TAG, host: str = "") -> ImageRequest:
+        """`host` is what the client called this server, its port included.
+
+        Raises InvalidName, InvalidFormat (the tag) and UnsupportedSystem.
+        """
         parts = check_name(name).split("/")
         check_tag(tag)
         image_format = self._default_format
         if parts[0] in set(ImageFormat):
             image_format = ImageFormat(parts.pop(0))
-        system, shell = self._systems[0], False
+        source = self._sources.hosts.get(_host_name(host), DEFAULT_SOURCE)
+        if parts and parts[0] in self._sources.prefixes:
+            source = self._sources.prefixes[parts.pop(0)]
+        system, shell = self.systems[0], False
         names: set[AttributePath] = set()
         architecture = ""
         while parts and (parts[0] in ARCHITECTURES or parts[0] in self._meta_packages):
@@ -85,8 +107,8 @@ class NameGrammar:
             else:
                 names.update(self._meta_packages[meta])
                 shell = shell or meta == "shell"
-        if system not in self._systems:
-            raise UnsupportedSystem(system, self._systems)
+        if system not in self.systems:
+            raise UnsupportedSystem(system, self.systems)
         for part in parts:
             if part in ARCHITECTURES or part in self._meta_packages:
                 raise InvalidName(name, f"{part} is a meta-package: put it in front of the packages")
@@ -96,4 +118,16 @@ class NameGrammar:
                 raise InvalidName(name, error.reason) from error
         if not names:
             raise InvalidName(name, "it names no package; append one, as in shell/git")
-        return ImageRequest(image_format, system, tuple(sorted(names)), shell, tag)
+        if len(names) > self._max_packages:
+            raise InvalidName(
+                name, f"it names {len(names)} packages, at most {self._max_packages} are allowed"
+            )
+        return ImageRequest(
+            image_format, system, tuple(sorted(names)), shell, tag, source, any_system=not architecture
+        )
+
+
+def _host_name(host: str) -> str:
+    """Without port, in lower case (RFC 9110, section 7.2)."""
+    name, _, port = host.rpartition(":")
+    return (name if port.isdecimal() else host).lower()

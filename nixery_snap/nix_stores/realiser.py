@@ -15,14 +15,14 @@ from nixery_snap.ports import NixRunner, Package, Progress
 
 _DRV: Final = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+\-._?=]+\.drv")
 LOG_LINES: Final = 25
+_ABORTED_SECONDS: Final = 1.0
 
 
 class NixRealiser:
     """Implements the port Realiser.
 
     `gc_roots` is the directory for the links that keep an image's paths from the garbage collector;
-    `store_uri` is shown in the command by which an operator sees a whole log. At most `builds` images are
-    realised at a time; `timeout_seconds` counts from when one's turn has come. `options` are settings of Nix,
+    `store_uri` is shown in the command by which an operator sees a whole log. `options` are settings of Nix,
     asked for each time.
     """
 
@@ -32,10 +32,8 @@ class NixRealiser:
         gc_roots: Path,
         store_uri: str,
         timeout_seconds: float,
-        builds: int,
         options: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
-        self._builds = asyncio.Semaphore(builds)
         self._nix = nix
         self._gc_roots = gc_roots
         self._store_uri = store_uri
@@ -52,12 +50,16 @@ class NixRealiser:
         arguments = ("--realise", *targets, "--add-root", str(self._gc_roots / key), "--indirect")
         self._gc_roots.mkdir(parents=True, exist_ok=True)
         try:
-            async with self._builds, asyncio.timeout(self._timeout_seconds):
-                for options in (self._options, self._options, dict):
-                    log, returncode = await self._run(options(), arguments, progress)
-                    # Nix 2.8 can abort when a cache has failed it, instead of building; at last it gets none of ours.
-                    if returncode >= 0:
-                        break
+            async with asyncio.timeout(self._timeout_seconds):
+                log, returncode = await self._run(self._options(), arguments, progress)
+                if returncode < 0:
+                    # Nix 2.8 can abort when a cache has failed it, instead of building. What it was building
+                    # can still be in the way of another, and at last it gets none of our caches.
+                    for options in (self._options, dict):
+                        await asyncio.sleep(_ABORTED_SECONDS)
+                        log, returncode = await self._run(options(), arguments, progress)
+                        if returncode == 0:
+                            break
         except TimeoutError:
             raise RealisationTimedOut(self._timeout_seconds) from None
         if returncode != 0:

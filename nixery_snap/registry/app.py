@@ -11,12 +11,13 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from nixery_snap.errors import NixerySnapError
+from nixery_snap.errors import NixerySnapError, StillWorking
 from nixery_snap.registry.blobs import get_blob
-from nixery_snap.registry.context import REGISTRY, Registry
+from nixery_snap.registry.context import REGISTRY, Registry, asked_host
 from nixery_snap.registry.errors import error_response, oci_error
 from nixery_snap.registry.health import get_health, get_readiness, get_version
 from nixery_snap.registry.manifests import get_manifest
+from nixery_snap.registry.tags import get_tags
 from nixery_snap.web.hot_answers import BAD_REQUEST
 from nixery_snap.web.request_log import EXPECTED, REQUEST_ID, REQUEST_ID_KEY, server_failed
 
@@ -62,6 +63,7 @@ def make_app(
     app.router.add_get("/v2", get_version)
     app.router.add_get("/v2/{name:.+}/manifests/{reference:[^/]+}", get_manifest)
     app.router.add_get("/v2/{name:.+}/blobs/{digest:[^/]+}", get_blob)
+    app.router.add_get("/v2/{name:.+}/tags/list", get_tags)
     app.router.add_get("/healthz", get_health)
     app.router.add_get("/readyz", get_readiness)
     if front_page is not None:
@@ -76,8 +78,7 @@ def _bad_request(status: int, message: str) -> web.Response:
 
 
 async def _get_front_page(render: Callable[[str], str], request: web.Request) -> web.Response:
-    # Not request.host, which asks the network for a name where the client sent none.
-    host = request.headers.get("Host", "localhost").encode("ascii", "replace").decode()
+    host = (asked_host(request) or "localhost").encode("ascii", "replace").decode()
     return web.Response(text=render(host), headers={"Cache-Control": "no-cache"})
 
 
@@ -102,7 +103,7 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return await handler(request)
     except NixerySnapError as error:
         response = error_response(error, request_id)
-        if response.status >= 500:
+        if response.status >= 500 and not isinstance(error, StillWorking):
             log.error("request-failed", path=request.raw_path[:300], error=str(error), exc_info=True)
         return response
     except (web.HTTPMethodNotAllowed, web.HTTPNotFound):

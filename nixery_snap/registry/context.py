@@ -9,7 +9,7 @@ from aiohttp import web
 from cachetools import LRUCache
 
 from nixery_snap.imaging.pipeline import Pipeline
-from nixery_snap.imaging.request import NameGrammar
+from nixery_snap.imaging.request import ImageFormat, NameGrammar
 from nixery_snap.oci.digest import Digest
 from nixery_snap.ports import BlobStore
 from nixery_snap.web.located import IMMUTABLE
@@ -24,11 +24,18 @@ class Registry:
     grammar: NameGrammar
     wait_seconds: float
     memory: LRUCache[str, tuple[str, bytes]]
+    index_formats: frozenset[ImageFormat] = frozenset()
+    """Whose images are answered for all systems at once, where a name says no architecture."""
     docker_digests: LRUCache[Digest, Digest] = field(default_factory=lambda: LRUCache(4096))
     draining: bool = field(default=False)
 
 
 REGISTRY: Final = web.AppKey("registry", Registry)
+
+
+def asked_host(request: web.Request) -> str:
+    # Not request.host, which asks the network for a name where the client sent none.
+    return request.headers.get("Host", "")
 
 
 def new_memory(memory_bytes: int) -> LRUCache[str, tuple[str, bytes]]:

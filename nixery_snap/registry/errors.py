@@ -1,7 +1,7 @@
 """Errors as HTTP: one table from this program's errors to OCI codes and statuses.
 
 Whatever a client or a package can be blamed for is a 4xx, because Docker and skopeo show the message of
-those and hide that of a 5xx. A 5xx tells nothing but where to look.
+those and hide that of a 5xx. A 5xx tells nothing but where to look, or that one should come back.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ TABLE: Final[dict[type[errors.NixerySnapError], tuple[str, int]]] = {
     errors.InvalidImage: ("UNKNOWN", 500),
     errors.EvaluationFailed: ("MANIFEST_UNKNOWN", 404),
     errors.EvaluationTimedOut: ("MANIFEST_UNKNOWN", 404),
+    errors.EvaluationTooBig: ("MANIFEST_UNKNOWN", 404),
+    errors.ExperimentalFeatureMissing: ("MANIFEST_UNKNOWN", 404),
     errors.RealisationFailed: ("MANIFEST_UNKNOWN", 404),
     errors.RealisationTimedOut: ("MANIFEST_UNKNOWN", 404),
     errors.NixTooOld: ("MANIFEST_UNKNOWN", 404),
-    errors.StillWorking: ("TOOMANYREQUESTS", 429),
+    errors.StillWorking: ("UNAVAILABLE", 503),
+    errors.TooManyRequests: ("TOOMANYREQUESTS", 429),
     errors.NixError: ("UNKNOWN", 500),
     errors.SubstituterError: ("MANIFEST_UNKNOWN", 404),
     errors.SubstituterUnreachable: ("UNKNOWN", 503),
+    errors.ContainerdError: ("UNKNOWN", 500),
     errors.StorageError: ("UNKNOWN", 500),
     errors.SourceError: ("UNKNOWN", 503),
     errors.SettingsError: ("UNKNOWN", 500),
@@ -46,9 +50,9 @@ def error_response(error: errors.NixerySnapError, request_id: str) -> web.Respon
     """An OCI error body (distribution-spec, "Error Codes")."""
     code, status = code_and_status(error)
     headers = {}
-    if isinstance(error, errors.StillWorking):
+    if isinstance(error, errors.StillWorking | errors.TooManyRequests):
         headers["Retry-After"] = str(error.retry_after_seconds)
-    if status >= 500:
+    elif status >= 500:
         return oci_error(code, status, server_failed(request_id))
     detail = None
     if isinstance(error, errors.PackagesUnavailable):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from aiohttp import web
 
 from nixery_snap.errors import NixerySnapError
-from nixery_snap.imaging.request import DEFAULT_TAG
 from nixery_snap.registry.context import REGISTRY
 
 
@@ -22,7 +21,9 @@ async def get_readiness(request: web.Request) -> web.Response:
     if registry.draining:
         return web.Response(status=503, text="shutting down\n")
     try:
-        await registry.pipeline.source.pin(DEFAULT_TAG)
+        await registry.pipeline.ready()
     except NixerySnapError:
-        return web.Response(status=503, text="the package source cannot be read; see the server's log\n")
+        return web.Response(
+            status=503, text="the default package source cannot be read; see the server's log\n"
+        )
     return web.Response(text="ready\n")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
 
 from nixery_snap.errors import BlobNotFound, InvalidFormat, ManifestNotFound
+from nixery_snap.imaging.pipeline import Image
 from nixery_snap.imaging.request import ImageFormat
 from nixery_snap.oci.digest import Digest
-from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Manifest
-from nixery_snap.oci.media_types import wants_docker
+from nixery_snap.oci.index import Index
+from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
+from nixery_snap.oci.media_types import OCI_INDEX, wants_docker
 from nixery_snap.oci.reference import check_name
-from nixery_snap.registry.context import REGISTRY, Registry, content_headers, etag
+from nixery_snap.registry.context import REGISTRY, Registry, asked_host, content_headers, etag
 from nixery_snap.web.hot_answers import HOT, always
 from nixery_snap.web.ranges import not_modified
 
@@ -27,19 +31,37 @@ async def get_manifest(request: web.Request) -> web.Response:
         response = _response(request, *await _by_digest(registry, Digest.parse(reference)))
         response[HOT] = always
         return response
-    asked = registry.grammar.parse(name, reference)
-    image = await registry.pipeline.image(asked, registry.wait_seconds)
-    digest = image.digest
+    asked = registry.grammar.parse(name, reference, asked_host(request))
+    accept = ", ".join(request.headers.getall("Accept", []))
+    several = asked.any_system and asked.format in registry.index_formats and OCI_INDEX in accept
+    systems = registry.grammar.systems if several else (asked.system,)
+    requests = [replace(asked, system=system) for system in systems]
+    images = await registry.pipeline.images(requests, registry.wait_seconds, request.remote or "")
+    image = images[0]
+    if len(systems) > 1:
+        digest = await _index_digest(registry, images)
     # Docker's older manifests cannot carry annotations on layers, so a snapshotter image has none.
-    if asked.format is ImageFormat.CLASSIC and wants_docker(", ".join(request.headers.getall("Accept", []))):
-        digest = await _docker_digest(registry, digest)
+    elif asked.format is ImageFormat.CLASSIC and wants_docker(accept):
+        digest = await _docker_digest(registry, image.digest)
+    else:
+        digest = image.digest
     response = _response(request, *await _by_digest(registry, digest))
     response.headers["Cache-Control"] = "no-cache"  # a tag moves
     response.headers[REVISION_HEADER] = image.pin.revision
     response.headers["Vary"] = "Accept"
-    source, pin = registry.pipeline.source, image.pin
-    response[HOT] = lambda: source.current(reference) == pin
+    if len(images) == len(systems):  # what is left out today may be there tomorrow
+        source, pin = registry.pipeline.source(asked), image.pin
+        response[HOT] = lambda: source.current(reference) == pin
     return response
+
+
+async def _index_digest(registry: Registry, images: Sequence[Image]) -> Digest:
+    """An index of `images`, stored as well."""
+    manifests = {}
+    for image in images:
+        digest, media_type, content = await _by_digest(registry, image.digest)
+        manifests[image.architecture] = Descriptor(media_type, digest, len(content))
+    return await registry.blobs.put(bytes(Index(manifests)))
 
 
 async def _docker_digest(registry: Registry, digest: Digest) -> Digest:
@@ -58,12 +80,21 @@ async def _by_digest(registry: Registry, digest: Digest) -> tuple[Digest, str, b
             if (await registry.blobs.locate(digest)).size_bytes > MAX_MANIFEST_BYTES:
                 raise ManifestNotFound(str(digest))
             content = await registry.blobs.get(digest)
-            known = Manifest.parse(content).media_type, content
+            known = _media_type(content), content
         except (BlobNotFound, InvalidFormat):
             raise ManifestNotFound(str(digest)) from None
         if len(content) <= registry.memory.maxsize:
             registry.memory[str(digest)] = known
     return digest, *known
+
+
+def _media_type(content: bytes) -> str:
+    """Raises InvalidFormat for what is neither a manifest nor an index."""
+    try:
+        return Manifest.parse(content).media_type
+    except InvalidFormat:
+        Index.parse(content)
+        return OCI_INDEX
 
 
 def _response(request: web.Request, digest: Digest, media_type: str, content: bytes) -> web.Response:

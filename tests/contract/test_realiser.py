@@ -22,7 +22,7 @@ def nix(own_store: ChrootStore, make_nix: MakeNix) -> NixCommand:
 @pytest.fixture
 def realiser(nix: NixCommand, tmp_path: Path) -> Realiser:
     (tmp_path / "roots").mkdir()
-    return NixRealiser(nix, tmp_path / "roots", nix.store.uri, 60, 4)
+    return NixRealiser(nix, tmp_path / "roots", nix.store.uri, 60)
 
 
 def silent(_line: str) -> None:
@@ -141,7 +141,7 @@ async def test_one_failure_does_not_spoil_the_next(
 async def test_takes_too_long(nix: NixCommand, package_set: Path, tmp_path: Path) -> None:
     packages = await evaluated(nix, package_set, "slow")
     with pytest.raises(RealisationTimedOut):
-        await NixRealiser(nix, tmp_path, nix.store.uri, 0.5, 4).realise("key", packages, silent)
+        await NixRealiser(nix, tmp_path, nix.store.uri, 0.5).realise("key", packages, silent)
 
 
 async def test_several_at_the_same_time(
@@ -175,7 +175,7 @@ async def test_nix_aborts(
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     nix = make_nix(own_store)
     options = {"extra-substituters": "http://127.0.0.1:9"}
-    realiser = NixRealiser(nix, tmp_path / "roots", nix.store.uri, 60, 4, lambda: options)
+    realiser = NixRealiser(nix, tmp_path / "roots", nix.store.uri, 60, lambda: options)
     packages = await evaluated(nix, package_set, "git")
     await realiser.realise("key", packages, silent)
     assert all(are_there(own_store, *packages))

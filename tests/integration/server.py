@@ -89,8 +89,9 @@ def request(
     """One request on a connection of its own; the target goes out as it is."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
     with contextlib.closing(connection):
-        connection.putrequest(method, target, skip_accept_encoding=True)
-        for name, value in (headers or {}).items():
+        headers = headers or {}
+        connection.putrequest(method, target, skip_host="Host" in headers, skip_accept_encoding=True)
+        for name, value in headers.items():
             connection.putheader(name, value)
         connection.endheaders()
         answer = connection.getresponse()

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nixery_snap.errors import InvalidFormat, InvalidInput, InvalidName, UnsupportedSystem
-from nixery_snap.imaging.request import ImageFormat, NameGrammar, cache_key
+from nixery_snap.imaging.request import DEFAULT_SOURCE, ImageFormat, NameGrammar, SourceNames, cache_key
 from nixery_snap.nix.attribute_path import AttributePath
 
 
@@ -98,3 +98,45 @@ def test_invalid_tags(tag: str) -> None:
 def test_cache_keys_of_different_inputs_differ(one: list[str], other: list[str]) -> None:
     assert (cache_key(*one) == cache_key(*other)) == (one == other)
     assert cache_key(one, other) != cache_key([*one, *other])
+
+
+SOURCES = SourceNames({"internal": "company"}, {"internal.example": "company", "[::1]": "other"})
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "source"),
+    [
+        ("hello", "", DEFAULT_SOURCE),
+        ("hello", "registry.example:5000", DEFAULT_SOURCE),
+        ("internal/hello", "", "company"),
+        ("nix-snapshotter/internal/arm64/hello", "", "company"),
+        ("hello", "Internal.Example:5000", "company"),
+        ("hello", "internal.example", "company"),
+        ("hello", "[::1]:80", "other"),
+        ("internal/hello", "[::1]", "company"),
+    ],
+)
+def test_sources(name: str, host: str, source: str) -> None:
+    request = NameGrammar(ImageFormat.CLASSIC, BOTH, META, SOURCES).parse(name, host=host)
+    assert request.source == source
+    assert request.names == paths("hello")
+
+
+def test_a_source_is_not_a_package() -> None:
+    grammar = NameGrammar(ImageFormat.CLASSIC, BOTH, META, SOURCES)
+    with pytest.raises(InvalidName, match="names no package"):
+        grammar.parse("internal")
+    assert grammar.parse("hello/internal").names == paths("hello", "internal")
+
+
+def test_too_many_packages() -> None:
+    grammar = NameGrammar(ImageFormat.CLASSIC, BOTH, META, max_packages=3)
+    assert grammar.parse("a/b/c/c").names == paths("a", "b", "c")
+    for name in ("a/b/c/d", "shell/a/b"):
+        with pytest.raises(InvalidName, match="names 4 packages, at most 3"):
+            grammar.parse(name)
+
+
+@pytest.mark.parametrize(("name", "any_system"), [("hello", True), ("amd64/hello", False)])
+def test_whether_an_architecture_is_named(name: str, any_system: bool) -> None:
+    assert GRAMMAR.parse(name).any_system == any_system

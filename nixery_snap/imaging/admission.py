@@ -1,0 +1,86 @@
+"""Who may begin work, and whose turn it is to build."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Final
+
+from nixery_snap.errors import TooManyRequests
+
+_RETRY_AFTER_SECONDS: Final = 10
+
+
+class ClientLimit:
+    """At most `images` are being made at a time for one client: whoever asked first for an image counts for it."""
+
+    def __init__(self, images: int) -> None:
+        self._images = images
+        self._busy: Counter[str] = Counter()
+
+    def check(self, client: str) -> None:
+        """Raises TooManyRequests when `client` may not begin another."""
+        if self._busy[client] >= self._images:
+            raise TooManyRequests(
+                f"{self._images} images are being made for you already (setting limits.client_images)",
+                _RETRY_AFTER_SECONDS,
+            )
+
+    @contextmanager
+    def counted(self, client: str) -> Iterator[None]:
+        self._busy[client] += 1
+        try:
+            yield
+        finally:
+            self._busy[client] -= 1
+            if not self._busy[client]:
+                del self._busy[client]
+
+
+class BuildQueue:
+    """`builds` go on at a time, at most `length` wait; those that somebody still waits for come first."""
+
+    def __init__(self, builds: int, length: int) -> None:
+        self._free = builds
+        self._length = length
+        self._waiting: list[tuple[asyncio.Future[None], Callable[[], bool]]] = []
+
+    @asynccontextmanager
+    async def turn(self, is_wanted: Callable[[], bool]) -> AsyncIterator[None]:
+        """Raises TooManyRequests at once when too many wait."""
+        if self._free:
+            self._free -= 1
+        else:
+            await self._wait(is_wanted)
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, is_wanted: Callable[[], bool]) -> None:
+        if len(self._waiting) >= self._length:
+            raise TooManyRequests(
+                f"{self._length} builds are waiting already (setting limits.build_queue)",
+                _RETRY_AFTER_SECONDS,
+            )
+        entry = (asyncio.get_running_loop().create_future(), is_wanted)
+        self._waiting.append(entry)
+        try:
+            await entry[0]
+        except asyncio.CancelledError:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+            else:  # it was given the turn meanwhile
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        if not self._waiting:
+            self._free += 1
+            return
+        wanted = (entry for entry in self._waiting if entry[1]())
+        entry = next(wanted, self._waiting[0])
+        self._waiting.remove(entry)
+        entry[0].set_result(None)

@@ -1,0 +1,75 @@
+"""More than one package set behind one server, by prefix and by host; and what tags there are."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.nixtools import EXAMPLES, ChrootStore
+from tests.integration.server import OCI_MANIFEST, Registry, Start
+
+SETS = {"company": "hello", "other": "singleFile"}  # what `tool` is in each
+
+
+@pytest.fixture
+def registry(directory: Path, own_store: ChrootStore, start: Start) -> Iterator[Registry]:
+    config = ""
+    for name, package in SETS.items():
+        shutil.copytree(EXAMPLES, directory / name / "examples")
+        (directory / name / "default.nix").write_text(
+            f"arguments: {{ tool = (import ./examples arguments).{package}; }}\n"
+        )
+        config += f"""
+[sources.{name}]
+spec = "path:{directory / name}"
+prefix = "{name}"
+hosts = ["{name}.example"]
+"""
+    return start(Registry(directory / "state", own_store.root, config=config))
+
+
+def test_by_prefix_and_by_host(registry: Registry) -> None:
+    images = {name: registry.pull(f"{name}/tool") for name in SETS}
+    assert images["company"].digest != images["other"].digest
+    # The same bytes of a request, asked again, are answered without being parsed: of the right source.
+    for name, image in [*images.items()] * 3:
+        host = f"{name.upper()}.example:5000"
+        assert (
+            registry.get("/v2/tool/manifests/latest", Accept=OCI_MANIFEST, Host=host).body
+            == image.manifest_bytes
+        )
+    assert registry.manifest("tool").status == 404, "the default source has none"
+    assert registry.manifest("hello").status == 200
+
+
+def test_tags(registry: Registry) -> None:
+    for name in ("hello", "company/tool", "shell/arm64/hello"):
+        answer = registry.get(f"/v2/{name}/tags/list")
+        assert answer.status == 200
+        assert answer.json() == {"name": name, "tags": ["latest"]}
+        assert "link" not in answer.headers
+    assert registry.get("/v2/hello/tags/list?last=latest").json()["tags"] == []
+    assert registry.get("/v2/hello/tags/list?n=0").json()["tags"] == []
+    for query in ("n=-1", "n=x", "n=%C2%B2"):
+        assert registry.get(f"/v2/hello/tags/list?{query}").error["code"] == "NAME_INVALID"
+    assert registry.get("/v2/Hello/tags/list").error["code"] == "NAME_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("table", "complaint"),
+    [
+        ('[sources.default]\nspec = "path:/tmp"\nprefix = "x"', "the default source is set by `source`"),
+        ('[sources.a]\nspec = "path:/tmp"', "give it a prefix or hosts"),
+        ('[sources.a]\nspec = "path:/tmp"\nprefix = "shell"', "already means a meta-package"),
+        ('[sources.a]\nspec = "path:/tmp"\nprefix = "arm64"', "has a meaning already"),
+        ('[sources.a]\nspec = "path:/nonexistent"\nprefix = "a"', "sources.a.spec: there is no directory"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    directory: Path, own_store: ChrootStore, table: str, complaint: str
+) -> None:
+    registry = Registry(directory / "state", own_store.root, config=table)
+    with pytest.raises(AssertionError):
+        registry.start()
+    assert complaint in registry.log.read_text()
