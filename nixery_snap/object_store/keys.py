@@ -3,22 +3,29 @@
     blobs/<algorithm>/<first 2 hex digits>/<hex>   content as served: layers, image configs, manifests
     records/<kind>/<first 2 of key>/<key>.json     what was found out, by a key of its input:
         resolution    packages of a request at a revision -> derivations and outputs
+        package       an attribute at a revision, for a system -> its derivation and outputs
         image         request at a revision -> manifest, packages, closure
         layer         store paths with their NAR hashes and the codec -> layer
         member        one store path, NAR hash and codec -> where its gzip member stands in a layer
+        index         a revision of a source and a system -> the blobs with its packages, by attribute
+        index-part    some attributes of that -> the blob with what they evaluate to
         narinfo       a substituter, its trusted keys and a hash part -> the narinfo that was verified
-        root, tree    a substituter, a store path and its NAR hash -> listing of its root, of all of it
+        roots         substituters, store paths and NAR hashes -> listings of those roots that are no directories
+        root, tree    a substituter, a store path and its NAR hash -> what its NAR told: its root, all of it
+    pins/<digest of source and tag>.json           what a moving tag meant when its source was last asked, and when
     nix-cache-info, <hash part>.narinfo, <hash part>.ls, nar/<file hash>.nar.<compression>, log/<derivation>
                                                    our own binary cache; a narinfo comes after its NAR
     staging/                                       files being written, on local directories only
     secrets/                                       the signing key, on local directories only; no object
 
-A record is written after everything that it names, and neither blobs nor records are ever changed. So any
+A record is written after everything that it names, and neither blobs nor records are ever changed; pins are. So any
 prefix of the writes of an interrupted process is a consistent store.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Final
 
 from nixery_snap.oci.digest import Digest
@@ -33,6 +40,10 @@ def blob(digest: Digest) -> str:
 
 def record(kind: str, key: str) -> str:
     return f"records/{kind}/{key[:2]}/{key}.json"
+
+
+def pin(source: str, tag: str) -> str:
+    return f"pins/{hashlib.sha256(json.dumps([source, tag]).encode()).hexdigest()}.json"
 
 
 def cache_file(name: str) -> str:

@@ -7,14 +7,11 @@ an edit during an evaluation cannot make an image that no revision stands for.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
-import posixpath
 import re
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,8 +20,8 @@ from typing import Final
 import structlog
 
 from nixery_snap.errors import SourceError, TagNotFound
-from nixery_snap.nix.store_path import STORE_DIR
 from nixery_snap.ports import PackageSet, Pin
+from nixery_snap.sources.checkouts import Checkouts, leaves
 from nixery_snap.sources.watch import DirectoryWatch
 
 log = structlog.get_logger()
@@ -32,8 +29,6 @@ log = structlog.get_logger()
 _HEAD_TAG: Final = "latest"
 _REVISION: Final = re.compile(r"[0-9a-f]{64}")
 _IGNORED: Final = frozenset({".git"})
-_KEPT_CHECKOUTS: Final = 8
-_STALE_SECONDS: Final = 24 * 3600
 _ATTEMPTS: Final = 5
 _RACY_NANOSECONDS: Final = 2_000_000_000
 
@@ -47,7 +42,7 @@ class PathSource:
     def __init__(self, directory: Path, checkouts: Path) -> None:
         self.name = f"path:{directory}"
         self._directory = directory
-        self._checkouts = checkouts
+        self._checkouts = Checkouts(checkouts)
         self._lock = asyncio.Lock()
         self._current: tuple[Pin, DirectoryWatch] | None = None
         # Content digests by what a stat call tells, for systems where the directory cannot be watched.
@@ -83,11 +78,15 @@ class PathSource:
             self._current = None
 
     async def checkout(self, pin: Pin) -> PackageSet:
-        path = self._checkouts / pin.revision / "source"
+        if not _REVISION.fullmatch(pin.revision):
+            raise TagNotFound(self.name, pin.revision, "that is none of its revisions; use latest")
         async with self._lock:
+            path = await asyncio.to_thread(self._checkouts.find, pin.revision)
             # Whoever removed the copies may do so: as long as the directory is what it was, there is a new one.
-            if await asyncio.to_thread(path.is_dir) or await self._renew() == pin:
-                return PackageSet(path)
+            if path is None and (await self._renew()).revision == pin.revision:
+                path = await asyncio.to_thread(self._checkouts.find, pin.revision)
+        if path is not None:
+            return PackageSet(path, pin=pin)
         raise TagNotFound(self.name, pin.revision, "that revision is not kept here any more; use latest")
 
     async def tags(self) -> Sequence[str]:
@@ -158,34 +157,14 @@ class PathSource:
 
     def _has_copy(self, revision: str, files: list[_File]) -> bool:
         """Whether there is a copy of `revision` now; it is not when the directory changed meanwhile."""
-        final = self._checkouts / revision
-        if final.is_dir():
-            os.utime(final)
+        if self._checkouts.find(revision):
             return True
-        self._checkouts.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=self._checkouts) as temporary:
-            copy = Path(temporary) / revision / "source"
+        with self._checkouts.staging() as staged:
+            copy = staged / "source"
             _copy(self._directory, copy, files)
             if self._fingerprint(copy, _walk(copy)) != revision:
                 return False
-            with contextlib.suppress(OSError):  # another process was faster, with the same content
-                copy.parent.rename(final)
-        self._prune()
-        return final.is_dir()
-
-    def _prune(self) -> None:
-        """Keep the youngest copies; images of older revisions are served from the records.
-
-        What a killed process left half-copied goes as well, once it is too old to be another one's work.
-        """
-        for left in self._checkouts.glob(".new-*"):
-            if left.stat().st_mtime < time.time() - _STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-        copies = sorted(
-            self._checkouts.glob("[0-9a-f]*"), key=lambda path: path.stat().st_mtime, reverse=True
-        )
-        for old in copies[_KEPT_CHECKOUTS:]:
-            shutil.rmtree(old, ignore_errors=True)
+            return self._checkouts.keep(staged, revision).is_dir()
 
 
 def _walk(
@@ -201,7 +180,7 @@ def _walk(
         status = (directory / path).lstat()
         if name in _IGNORED:
             continue
-        if stat.S_ISLNK(status.st_mode) and _leaves(path, os.readlink(directory / path)):
+        if stat.S_ISLNK(status.st_mode) and leaves(path, os.readlink(directory / path)):
             ignored(path)
         elif stat.S_ISDIR(status.st_mode):
             yield path, status
@@ -210,19 +189,12 @@ def _walk(
             yield path, status
 
 
-def _leaves(link: str, target: str) -> bool:
-    """Whether a link at a relative path leads out of the directory, other than into the Nix store."""
-    if target.startswith("/"):
-        return not target.startswith(f"{STORE_DIR}/")
-    return posixpath.normpath(posixpath.join(posixpath.dirname(link), target)).split("/")[0] == ".."
-
-
 def _directories(files: Iterable[_File]) -> list[str]:
     return [name for name, status in files if stat.S_ISDIR(status.st_mode)]
 
 
 def _copy(directory: Path, copy: Path, files: list[_File]) -> None:
-    copy.mkdir(parents=True)
+    copy.mkdir()
     for name, status in files:
         if stat.S_ISDIR(status.st_mode):
             (copy / name).mkdir()

@@ -200,6 +200,8 @@ async def test_checkouts_are_pruned(source: PathSource, directory: Path, tmp_pat
     for number in range(10):
         (directory / "default.nix").write_bytes(b"%d" % number)
         pins.append(await source.pin("latest"))
+        for checkout in (tmp_path / "checkouts").iterdir():
+            os.utime(checkout, times=(0, checkout.stat().st_mtime - 7200))  # not in use any more
         if number == 6:  # going back makes an old one young again
             (directory / "default.nix").write_bytes(b"0")
             assert await source.pin("latest") == pins[0]
