@@ -1,35 +1,25 @@
-# Looks packages up in a package set. The only Nix code that this program runs; what a client asked for
-# reaches it as JSON data in `request`:
-#   { packageSet = "/path"; system = "x86_64-linux"; names = [ [ "attr" "path" ] … ]; explain = false; }
-# Answers { results; attributes; }: one result per name, in order, and for each set in which something was
-# missing the names that it has, by its path as JSON. See `one_shot.py` for what becomes of them.
+# Looks packages up in a package set. What it is asked reaches it as JSON:
+#   set      what package_set.nix is given
+#   request  { names = [ [ "attr" "path" ] … ]; explain = false; }
+# The answer is { results; attributes; }: one result per name, in order, and for each set in which something was
+# missing the names that it has, by its path as JSON. See `answers.py` for what becomes of them.
 # With `explain`, an error is not caught but stops the evaluation, so that Nix prints its message.
-{ request }:
+# What does not depend on the request stands outside of it: an evaluator that lives on does that once.
+set:
 let
   inherit (builtins)
-    all attrNames concatMap deepSeq elem elemAt filter fromJSON functionArgs head intersectAttrs isAttrs
-    isFunction isInt isList isString length listToAttrs map match replaceStrings stringLength substring
-    tail toJSON toXML tryEval typeOf unsafeDiscardStringContext;
+    all attrNames concatMap deepSeq elem elemAt filter fromJSON head isAttrs isInt isList isString length
+    listToAttrs map match replaceStrings stringLength substring tail toJSON tryEval typeOf
+    unsafeDiscardStringContext;
 
-  query = fromJSON request;
+  packageSet = import ./package_set.nix (fromJSON set);
 
   letters = text: map (i: substring i 1 text) (genNumbers (stringLength text));
   genNumbers = n: builtins.genList (i: i) n;
   take = n: list: map (elemAt list) (genNumbers (if length list < n then length list else n));
   lower = replaceStrings (letters "ABCDEFGHIJKLMNOPQRSTUVWXYZ") (letters "abcdefghijklmnopqrstuvwxyz");
 
-  attempt = if query.explain then value: { success = true; inherit value; } else tryEval;
   orElse = default: value: let tried = tryEval (deepSeq value value); in if tried.success then tried.value else default;
-
-  # A package set may be a plain set or a function; it is given of these what it names.
-  arguments = { inherit (query) system; config = { }; overlays = [ ]; };
-  call = value:
-    if !isFunction value then value
-    else let formals = functionArgs value; xml = toXML value;
-         # `arguments: …` and `{ }: …` both have no formals; only the first takes what it is given.
-         in value (if formals == { } && replaceStrings [ "<attrspat" ] [ "" ] xml == xml then arguments
-                   else intersectAttrs formals arguments);
-  packageSet = call (import (/. + query.packageSet));
 
   isDerivation = value: isAttrs value && value.type or null == "derivation";
 
@@ -42,6 +32,12 @@ let
       folded = filter (attribute: elem (lower attribute) spellings) (attrNames set);
     in
       if exact != [ ] then head exact else if folded != [ ] then head folded else null;
+
+in
+request:
+let
+  query = fromJSON request;
+  attempt = if query.explain then value: { success = true; inherit value; } else tryEval;
 
   # Walks down from `value`, which stands at `path` below `parent`.
   walk = path: parent: value: rest:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ _NEEDED: Final = re.compile(
 )
 _READ_BYTES: Final = 64 * 1024
 _LINE_BYTES: Final = 1024 * 1024  # one message of Nix's log can be a whole trace
+_ANSWER_BYTES: Final = 64 * 1024 * 1024  # one line of what a program that is talked to says
+_PAGE_BYTES: Final = resource.getpagesize()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +76,9 @@ class NixCommand:
         *arguments: str,
         timeout_seconds: float | None = None,
         on_stderr: Callable[[bytes], object] | None = None,
+        memory_bytes: int | None = None,
     ) -> Program:
-        command = (program, "--store", self.store.uri, "--log-format", "internal-json", *arguments)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=self._environment,
-                start_new_session=True,  # so that its builders can be ended with it
-            )
-        except FileNotFoundError:
-            raise NixMissing(program) from None
+        process = await self._spawn(program, arguments, asyncio.subprocess.DEVNULL, memory_bytes)
         try:
             async with asyncio.timeout(timeout_seconds):
                 stdout, stderr = await asyncio.gather(
@@ -96,6 +89,82 @@ class NixCommand:
             if process.returncode is None:
                 await _end(process)
         return Program(process.returncode or 0, stdout, stderr)
+
+    async def start(
+        self,
+        program: str,
+        *arguments: str,
+        on_stderr: Callable[[bytes], object],
+        memory_bytes: int | None = None,
+    ) -> TalkingProcess:
+        process = await self._spawn(program, arguments, asyncio.subprocess.PIPE, memory_bytes)
+        return TalkingProcess(process, on_stderr)
+
+    async def _spawn(
+        self, program: str, arguments: Sequence[str], stdin: int, memory_bytes: int | None
+    ) -> asyncio.subprocess.Process:
+        command = (program, "--store", self.store.uri, "--log-format", "internal-json", *arguments)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=stdin,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=self._environment,
+                start_new_session=True,  # so that its builders can be ended with it
+                limit=_ANSWER_BYTES,
+            )
+        except FileNotFoundError:
+            raise NixMissing(program) from None
+        if memory_bytes is not None:
+            # Set from here: code between fork and exec is not safe in a process with threads.
+            with suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+        return process
+
+
+class TalkingProcess:
+    """Implements the port NixProcess."""
+
+    def __init__(self, process: asyncio.subprocess.Process, on_stderr: Callable[[bytes], object]) -> None:
+        self._process = process
+        self._reading = asyncio.Lock()
+        self._stderr = asyncio.ensure_future(_drain(process.stderr, on_stderr))
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    @property
+    def resident_bytes(self) -> int:
+        try:
+            return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+        except (OSError, IndexError):
+            return 0
+
+    async def write(self, content: bytes) -> None:
+        if stdin := self._process.stdin:
+            with suppress(ConnectionError):
+                stdin.write(content)
+                await stdin.drain()
+
+    async def read_line(self) -> bytes:
+        async with self._reading:
+            return await self._process.stdout.readline() if self._process.stdout else b""
+
+    async def wait(self) -> int:
+        await self._stderr
+        return await self._process.wait()
+
+    async def end(self) -> None:
+        if self._process.stdin:
+            self._process.stdin.close()  # Nix's repl pays no heed to signals while it waits for a line
+        if self._process.returncode is None:
+            await _end(self._process)
+        # Pipes are closed once they have been read to their ends; only a stray child can keep them open.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_AFTER_SECONDS), self._reading:
+                await asyncio.gather(_drain(self._process.stdout, lambda line: None), self._stderr)
 
 
 async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[bytes], object] | None) -> bytes:

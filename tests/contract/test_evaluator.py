@@ -1,24 +1,69 @@
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from nixery_snap.errors import EvaluationFailed, EvaluationTimedOut, NixTooOld, PackageProblem, ProblemKind
 from nixery_snap.evaluation.one_shot import OneShotEvaluator
+from nixery_snap.evaluation.pool import PooledEvaluator
+from nixery_snap.evaluation.remembered import RememberedEvaluator
 from nixery_snap.nix.attribute_path import AttributePath
-from nixery_snap.ports import Evaluator, Package, PackageSet
+from nixery_snap.object_store.records import StoredRecords
+from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.ports import Evaluator, Package, PackageSet, Pin
 from tests.contract.conftest import SYSTEM, MakeNix, names
+from tests.integration.need import NIX_2_26, need_nix_2_26
 from tests.integration.nixtools import ChrootStore
+
+MakeEvaluator = Callable[[float], Evaluator]
+
+
+@pytest.fixture(params=["one-shot", "pooled", "pooled, Nix 2.26", "remembered"])
+async def make_evaluator(
+    request: pytest.FixtureRequest,
+    prepared: ChrootStore,
+    make_nix: MakeNix,
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[MakeEvaluator]:
+    """By its time limit."""
+    pools: list[PooledEvaluator] = []
+    if "2.26" in request.param:
+        need_nix_2_26()
+        monkeypatch.setenv("PATH", str(NIX_2_26), prepend=os.pathsep)
+
+    def make(timeout_seconds: float) -> Evaluator:
+        nix = make_nix(prepared)
+        one_shot = OneShotEvaluator(nix, timeout_seconds, 2, 4096)
+        if request.param == "one-shot":
+            return one_shot
+        pools.append(PooledEvaluator(nix, one_shot, timeout_seconds, 2, 4096))
+        if request.param == "remembered":
+            return RememberedEvaluator(pools[0], StoredRecords(ObjectStore("memory://"), 2**20), 60)
+        return pools[0]
+
+    yield make
+    for pool in pools:
+        await pool.close()
 
 
 @pytest.fixture
-def evaluator(prepared: ChrootStore, make_nix: MakeNix) -> Evaluator:
-    return OneShotEvaluator(make_nix(prepared), 60, 2)
+def evaluator(make_evaluator: MakeEvaluator) -> Evaluator:
+    return make_evaluator(60)
+
+
+def a_set(directory: Path) -> PackageSet:
+    """Pinned by its content, as a source does it."""
+    file = directory / "default.nix"
+    text = file.read_bytes() if file.exists() else b""
+    return PackageSet(directory, pin=Pin(hashlib.sha256(bytes(directory) + text).hexdigest()))
 
 
 async def one(
     evaluator: Evaluator, package_set: Path, name: str, system: str = SYSTEM
 ) -> Package | PackageProblem:
-    [result] = await evaluator.evaluate(PackageSet(package_set), system, names(name))
+    [result] = await evaluator.evaluate(a_set(package_set), system, names(name))
     return result
 
 
@@ -36,7 +81,7 @@ GOOD = [
 async def test_outputs_are_those_that_nix_would_install(
     prepared: ChrootStore, evaluator: Evaluator, package_set: Path
 ) -> None:
-    results = await evaluator.evaluate(PackageSet(package_set), SYSTEM, names(*GOOD))
+    results = await evaluator.evaluate(a_set(package_set), SYSTEM, names(*GOOD))
     installed = prepared.installed(*(path.parts for path in names(*GOOD)), directory=package_set)
     for path, package in zip(names(*GOOD), results, strict=True):
         assert isinstance(package, Package), package
@@ -47,7 +92,7 @@ async def test_outputs_are_those_that_nix_would_install(
 
 async def test_facts(evaluator: Evaluator, package_set: Path) -> None:
     openssl, perl, dev = await evaluator.evaluate(
-        PackageSet(package_set), SYSTEM, names("openssl", "perl", "openssl.dev")
+        a_set(package_set), SYSTEM, names("openssl", "perl", "openssl.dev")
     )
     assert isinstance(openssl, Package)
     assert isinstance(perl, Package)
@@ -149,7 +194,7 @@ async def test_near_matches(evaluator: Evaluator, package_set: Path, name: str, 
 
 async def test_one_bad_name_hides_no_other(evaluator: Evaluator, package_set: Path) -> None:
     asked = names("hello", "helo", "throws", "aborts", "curl", "infinite", "aString", "unfreeTool", "hello")
-    results = await evaluator.evaluate(PackageSet(package_set), SYSTEM, asked)
+    results = await evaluator.evaluate(a_set(package_set), SYSTEM, asked)
     kinds = [result.kind if isinstance(result, PackageProblem) else "package" for result in results]
     assert kinds == [
         "package",
@@ -166,7 +211,7 @@ async def test_one_bad_name_hides_no_other(evaluator: Evaluator, package_set: Pa
 
 
 async def test_no_names(evaluator: Evaluator, package_set: Path) -> None:
-    assert list(await evaluator.evaluate(PackageSet(package_set), SYSTEM, [])) == []
+    assert list(await evaluator.evaluate(a_set(package_set), SYSTEM, [])) == []
 
 
 @pytest.mark.parametrize(
@@ -183,13 +228,13 @@ async def test_no_names(evaluator: Evaluator, package_set: Path) -> None:
 async def test_a_set_that_is_broken(evaluator: Evaluator, tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "default.nix").write_text(text)
     with pytest.raises(EvaluationFailed, match=words) as raised:
-        await evaluator.evaluate(PackageSet(tmp_path), SYSTEM, names("hello", "curl"))
+        await evaluator.evaluate(a_set(tmp_path), SYSTEM, names("hello", "curl"))
     assert str(tmp_path) not in str(raised.value)
 
 
 async def test_no_set_at_all(evaluator: Evaluator, tmp_path: Path) -> None:
     with pytest.raises(EvaluationFailed, match=r"default\.nix"):
-        await evaluator.evaluate(PackageSet(tmp_path), SYSTEM, names("hello"))
+        await evaluator.evaluate(a_set(tmp_path), SYSTEM, names("hello"))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +248,7 @@ async def test_no_set_at_all(evaluator: Evaluator, tmp_path: Path) -> None:
 async def test_a_set_that_wants_a_newer_nix(evaluator: Evaluator, tmp_path: Path, text: str) -> None:
     (tmp_path / "default.nix").write_text(text)
     with pytest.raises(NixTooOld, match="too old"):
-        await evaluator.evaluate(PackageSet(tmp_path), SYSTEM, names("hello"))
+        await evaluator.evaluate(a_set(tmp_path), SYSTEM, names("hello"))
 
 
 async def test_arguments_of_a_set(evaluator: Evaluator, tmp_path: Path) -> None:
@@ -214,19 +259,19 @@ async def test_arguments_of_a_set(evaluator: Evaluator, tmp_path: Path) -> None:
         "arguments: { inherit (arguments) system; }",
     ):
         (tmp_path / "default.nix").write_text(text)
-        [problem] = await evaluator.evaluate(PackageSet(tmp_path), SYSTEM, names("system"))
+        [problem] = await evaluator.evaluate(a_set(tmp_path), SYSTEM, names("system"))
         assert isinstance(problem, PackageProblem)
         assert problem.kind is (ProblemKind.WRONG_KIND if "inherit" in text else ProblemKind.MISSING)
 
 
-async def test_takes_too_long(prepared: ChrootStore, make_nix: MakeNix, tmp_path: Path) -> None:
+async def test_takes_too_long(make_evaluator: MakeEvaluator, tmp_path: Path) -> None:
     (tmp_path / "default.nix").write_text(
         "{ }: { slow = builtins.genericClosure { startSet = [ { key = 0; } ];"
         " operator = x: [ { key = x.key + 1; } ]; }; }"
     )
-    evaluator = OneShotEvaluator(make_nix(prepared), 0.5, 2)
+    evaluator = make_evaluator(0.5)
     with pytest.raises(EvaluationTimedOut):
-        await evaluator.evaluate(PackageSet(tmp_path), SYSTEM, names("slow.x"))
+        await evaluator.evaluate(a_set(tmp_path), SYSTEM, names("slow.x"))
 
 
 async def test_names_are_data(evaluator: Evaluator, package_set: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nixery_snap.errors import NixMissing
-from nixery_snap.ports import NixRunner
+from nixery_snap.nix_stores import command
+from nixery_snap.ports import NixProcess, NixRunner
 from tests.contract.conftest import MakeNix
 from tests.integration.nixtools import EXAMPLES, ChrootStore
 
@@ -66,6 +67,72 @@ async def test_secrets_of_the_server_stay_with_it(nix: NixRunner, monkeypatch: p
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     finished = await nix.run(*evaluate('builtins.getEnv "AWS_SECRET_ACCESS_KEY"'))
     assert finished.stdout.strip() == b'""'
+
+
+async def repl(nix: NixRunner, lines: list[bytes], memory_bytes: int | None = None) -> NixProcess:
+    return await nix.start("nix", "repl", on_stderr=lines.append, memory_bytes=memory_bytes)
+
+
+async def answer_of(process: NixProcess) -> bytes:
+    """The next line that is a value."""
+    while line := await process.read_line():
+        if line.startswith(b"\x1b["):
+            return line
+    return b""
+
+
+async def test_talking(nix: NixRunner) -> None:
+    lines: list[bytes] = []
+    process = await repl(nix, lines)
+    await process.write(b"1 + 1\n")
+    assert b"2" in await answer_of(process)
+    await process.write(b"throw ''gone''\n3 + 4\n")
+    assert b"7" in await answer_of(process)
+    assert process.resident_bytes > 1024 * 1024
+    await process.end()
+    assert process.returncode is not None
+    assert any(b"gone" in line for line in lines)
+    assert process.resident_bytes == 0
+    assert await process.read_line() == b""
+    await process.write(b"1\n")
+    await process.end()
+
+
+async def test_ended_while_it_is_listened_to(nix: NixRunner) -> None:
+    process = await repl(nix, [])
+    await process.write(b"let f = x: f (x + 1 - 1); in f 0\n")
+    listening = asyncio.create_task(answer_of(process))
+    await asyncio.sleep(0.1)
+    await process.end()
+    assert await listening == b""
+
+
+async def test_a_line_that_is_too_long(nix: NixRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_ANSWER_BYTES", 1024)
+    process = await repl(nix, [])
+    await process.write(b'builtins.concatStringsSep "" (builtins.genList toString 5000)\n')
+    with pytest.raises(ValueError, match="limit"):
+        await answer_of(process)
+    await process.end()
+
+
+async def test_memory_is_bounded(nix: NixRunner) -> None:
+    eater = "builtins.length (builtins.genList (x: x) 300000000)"
+    finished = await nix.run(*evaluate(eater), memory_bytes=2**30)
+    assert finished.returncode != 0
+    assert b"emory" in finished.stderr
+    lines: list[bytes] = []
+    process = await repl(nix, lines, 2**30)
+    await process.write(f"{eater}\n".encode())
+    assert await answer_of(process) == b""
+    assert await process.wait() != 0
+    assert any(b"out of memory" in line for line in lines)
+    await process.end()
+
+
+async def test_talking_to_what_is_not_there(nix: NixRunner) -> None:
+    with pytest.raises(NixMissing):
+        await nix.start("nix-no-such-program", on_stderr=print)
 
 
 def builders(name: str) -> list[int]:

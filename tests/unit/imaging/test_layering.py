@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixery_snap.imaging.layering import OWN_LAYER_BYTES, OWN_LAYER_POPULARITY, layer_groups
+from nixery_snap.errors import InvalidFormat
+from nixery_snap.imaging.layering import OWN_LAYER_BYTES, OWN_LAYER_POPULARITY, Popularity, layer_groups
 from nixery_snap.nix.path_info import Closure, reachable
 from nixery_snap.nix.store_path import StorePath
 from tests.unit.stores import info, store_path
@@ -113,3 +114,59 @@ def test_two_thousand_paths(limit: int) -> None:
     groups = layer_groups(reached, outputs, limit)
     assert 1 <= len(groups) <= limit
     assert sorted(path for group in groups for path in group.paths) == list(reached)
+
+
+def chain(*names: str) -> tuple[Closure, tuple[StorePath, ...]]:
+    """Each refers to the next; the first is the output."""
+    paths = [store_path(name) for name in names]
+    closure = {path: info(path, tuple(paths[number + 1 : number + 2])) for number, path in enumerate(paths)}
+    return dict(sorted(closure.items())), (paths[0],)
+
+
+def test_what_many_packages_depend_on_stands_alone() -> None:
+    closure, outputs = chain("app-1.0", "helper-2.0", "libfoo-3.1-dev", "tail-1")
+    [whole] = layer_groups(closure, outputs, 100)
+    assert len(whole.paths) == 4
+    known = Popularity({"libfoo": OWN_LAYER_POPULARITY, "helper": OWN_LAYER_POPULARITY - 1})
+    groups = [[path.name for path in group.paths] for group in layer_groups(closure, outputs, 100, known)]
+    assert sorted(map(sorted, groups)) == [["app-1.0", "helper-2.0"], ["libfoo-3.1-dev", "tail-1"]]
+    # What comes with it comes with it; the most popular is first, and merged last.
+    assert sorted(groups[0]) == ["libfoo-3.1-dev", "tail-1"]
+    assert layer_groups(closure, outputs, 100, Popularity({"other": 99})) == [whole]
+
+
+@given(
+    closures(),
+    st.integers(1, 30),
+    st.dictionaries(st.sampled_from([f"p{n}" for n in range(24)]), st.integers(0, 99)),
+)
+def test_popularity_changes_neither_what_is_there_nor_the_limit(
+    drawn: tuple[Closure, tuple[StorePath, ...]], limit: int, counts: dict[str, int]
+) -> None:
+    closure, outputs = drawn
+    groups = layer_groups(closure, outputs, limit, Popularity(counts))
+    assert sorted(path for group in groups for path in group.paths) == list(closure)
+    assert 1 <= len(groups) <= limit
+    shuffled = dict(reversed(closure.items()))
+    assert layer_groups(shuffled, outputs, limit, Popularity(counts)) == groups
+    for path in closure:
+        if limit >= len(closure) and counts.get(path.name, 0) >= OWN_LAYER_POPULARITY:
+            assert any(group.popularity >= counts[path.name] for group in groups if path in group.paths)
+
+
+def test_a_file_of_popularity() -> None:
+    known = Popularity.parse(b'{"glibc": 90000, "hello": 0}')
+    assert known.of(store_path("glibc-2.40-66-bin")) == 90000
+    assert known.of(store_path("hello-2.12")) == known.of(store_path("other")) == 0
+    assert known.digest != Popularity.parse(b'{"glibc": 90001, "hello": 0}').digest
+    assert Popularity({}).digest is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b'{"a": -1}', b'{"a": 1.5}', b'{"a": true}', b'{"a": "1"}', b"\xff", b"[" * 100_000],
+    ids=["empty", "list", "open", "negative", "fraction", "boolean", "text", "no text", "deep"],
+)
+def test_what_is_no_popularity(content: bytes) -> None:
+    with pytest.raises(InvalidFormat, match="popularity"):
+        Popularity.parse(content)

@@ -43,8 +43,19 @@ async def test_a_store_path_that_is_a_link(store: FileStore) -> None:
     assert await real(store, f"{link}/a/b") == f"{target}/a/b"
     assert await real(store, f"{relative}/b") == f"{target}/a/b"
     resolver = Resolver(store.contents, store.closure)
-    assert await resolver.root(link) == Symlink(str(target))
-    assert await resolver.root(target) == Directory()
+    assert await resolver.roots([link, target]) == {link: Symlink(str(target)), target: Directory()}
+
+
+async def test_trees_are_read_once(store: FileStore) -> None:
+    target, file = store.add("target", {"a": b"x"}), store.add("file", b"x")
+    link = store.add("link", To(f"{target}/a"))
+    resolver = Resolver(store.contents, store.closure)
+    await resolver.read_trees([target, link, file])
+    for path in (target, link, file):
+        (store.root / "nix/store" / path.base_name).rename(store.root / path.base_name)
+    assert await resolver.follow(f"{link}") == (f"{target}/a", Regular(1))
+    assert await resolver.follow(f"{file}") == (str(file), Regular(1))
+    assert await resolver.roots([link, target]) == {link: Symlink(f"{target}/a"), target: Directory()}
 
 
 async def test_directories_come_with_their_entries(store: FileStore) -> None:
@@ -97,7 +108,7 @@ async def test_a_closure_that_the_store_does_not_have(store: FileStore) -> None:
     absent_path = store_path("absent")
     resolver = Resolver(store.contents, {absent_path: info(absent_path)})
     with pytest.raises(PathsMissing):
-        await resolver.root(absent_path)
+        await resolver.roots([absent_path])
     with pytest.raises(PathsMissing):
         await resolver.follow(f"{absent_path}/x")
 
