@@ -13,6 +13,7 @@ Names are checked here: the cache behind the port sees none that could not be th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote
 
@@ -28,6 +29,7 @@ from nixery_snap.web.located import IMMUTABLE, answer, etag_of, in_memory
 # A narinfo never changes, but a cache can be emptied: then clients should find out within a day.
 _LASTING: Final = "public, max-age=86400"
 _SETTINGS: Final = "public, max-age=3600"
+NARINFO_HEADERS: Final = {"Content-Type": "text/x-nix-narinfo", "Cache-Control": _LASTING}
 _HASH_PART: Final = re.compile(rf"[{ALPHABET}]{{32}}")
 # The endings are those that Nix makes.
 _NAR_FILE: Final = re.compile(r"[0-9a-z]{32,128}\.nar(\.(zst|xz|bz2|br|gz|lz4|lzip))?")
@@ -53,10 +55,12 @@ class _Endpoints:
         self._cache, self._info, self._public_key = cache, info, public_key
 
     async def get_info(self, request: web.Request) -> web.StreamResponse:
-        return await _content(request, self._info, "text/x-nix-cache-info", _SETTINGS)
+        headers = {"Content-Type": "text/x-nix-cache-info", "Cache-Control": _SETTINGS}
+        return await _content(request, self._info, headers)
 
     async def get_public_key(self, request: web.Request) -> web.StreamResponse:
-        return await _content(request, self._public_key, "text/plain; charset=utf-8", _SETTINGS)
+        headers = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": _SETTINGS}
+        return await _content(request, self._public_key, headers)
 
     async def get_narinfo(self, request: web.Request) -> web.StreamResponse:
         hash_part = request.match_info["hash_part"]
@@ -67,7 +71,7 @@ class _Endpoints:
         content = await self._cache.narinfo(hash_part)
         if content is None:
             return missing(f"no narinfo of {hash_part} here")
-        return await _content(request, content, "text/x-nix-narinfo", _LASTING)
+        return await _content(request, content, NARINFO_HEADERS)
 
     async def get_listing(self, request: web.Request) -> web.StreamResponse:
         hash_part = request.match_info["hash_part"]
@@ -118,9 +122,6 @@ class _Endpoints:
         return answer(request, location, headers, etag=await etag_of(location), refuse=refusal, hot=False)
 
 
-async def _content(
-    request: web.Request, content: bytes, content_type: str, cache_control: str
-) -> web.StreamResponse:
+async def _content(request: web.Request, content: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
     location = StoredBytes(content)
-    headers = {"Content-Type": content_type, "Cache-Control": cache_control}
     return answer(request, location, headers, etag=await etag_of(location), refuse=refusal)

@@ -20,6 +20,11 @@ from nixery_snap.nix.file_tree import (
 
 MAX_SIZE: Final = 32 << 20  # bytes; 200,000 files take about half of that
 _VERSION: Final = 1
+# Its JSON was sorted from Nix 2.4 on, and is put together in another order by ours.
+_DIRECTORY_FIRST: Final = (
+    b'{"version":1,"root":{"type":"directory","entries":{',
+    b'{"root":{"type":"directory","entries":{',
+)
 _MAX_FILE_SIZE: Final = (1 << 63) - 1
 
 
@@ -39,6 +44,17 @@ def parse(content: bytes) -> Node:
     if type(value.get("version")) is not int or value["version"] != _VERSION:
         raise InvalidFormat("listing", content[:200], f"its version must be {_VERSION}")
     return _node(value.get("root"), "", 0)
+
+
+def root(content: bytes) -> Node:
+    """The node at the root, a directory without its entries: these are not even read where Nix wrote them."""
+    if content.startswith(_DIRECTORY_FIRST) or (
+        content.startswith(b'{"root":{"entries":{')
+        and content.endswith(b'},"type":"directory"},"version":1}')
+    ):
+        return Directory()
+    tree = parse(content)
+    return Directory() if isinstance(tree, Directory) else tree
 
 
 def encode(tree: Node, offsets: Mapping[bytes, int]) -> bytes:

@@ -11,20 +11,22 @@ from functools import lru_cache
 from typing import Final, Self
 
 from nixery_snap.errors import InvalidFormat
+from nixery_snap.nix.base32 import ALPHABET
 from nixery_snap.nix.hashes import sha256_text
 from nixery_snap.nix.path_info import PathInfo
-from nixery_snap.nix.store_path import StorePath
+from nixery_snap.nix.store_path import STORE_DIR, StorePath
 
 MAX_SIZE: Final = 4 << 20  # bytes; the largest in use have some 10,000 references
 _MAX_SIGNATURES: Final = 64  # each one under a trusted name costs a verification
 _MAX_NUMBER: Final = (1 << 63) - 1
 _UNKNOWN_DERIVER: Final = "unknown-deriver"
-_ONCE: Final = (
+_ONCE: Final = frozenset({
     "StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize", "References", "Deriver", "CA"
-)  # fmt: skip
+})  # fmt: skip
 _REQUIRED: Final = ("StorePath", "URL", "NarHash", "NarSize", "References")
 _MAX_URL: Final = 1024
 _URL: Final = re.compile(r"[A-Za-z0-9._~+=,@?&/-]+")
+_SHA256: Final = re.compile(f"sha256:[01][{ALPHABET}]{{51}}")
 _COMPRESSION: Final = re.compile(r"[a-z0-9]{1,16}")
 
 # A closure names its members again and again: one object for each saves time and memory.
@@ -53,8 +55,8 @@ class NarInfo:
                 raise InvalidFormat("narinfo", _shown(content), f"it has no {key}")
         deriver = fields.get("Deriver", _UNKNOWN_DERIVER)
         info = PathInfo(
-            StorePath.parse(fields["StorePath"]),
-            sha256_text(fields["NarHash"]),
+            _store_path(fields["StorePath"]),
+            _sha256(fields["NarHash"]),
             _number("NarSize", fields["NarSize"]),
             _references(fields["References"]),
             None if deriver in {_UNKNOWN_DERIVER, ""} else _from_base_name(deriver),
@@ -72,7 +74,7 @@ class NarInfo:
             info,
             _relative(fields["URL"]),
             compression,
-            sha256_text(file_hash) if file_hash else None,
+            _sha256(file_hash) if file_hash else None,
             # Nix takes 0 for unknown, too.
             _number("FileSize", fields.get("FileSize", "0")) or None,
         )
@@ -109,7 +111,7 @@ def _fields(content: bytes) -> tuple[dict[str, str], list[str]]:
     lines.pop()
     for line in lines:
         key, separator, value = line.partition(":")
-        if not separator or not (value == "" or value.startswith(" ")):
+        if not separator or value[:1] not in {"", " "}:
             raise InvalidFormat("narinfo", line, "a line must be a key, ':', a blank and a value")
         value = value[1:]
         if key == "Sig":
@@ -138,6 +140,17 @@ def _number(key: str, text: str) -> int:
     return int(text)
 
 
+def _store_path(text: str) -> StorePath:
+    directory, _, base_name = text.rpartition("/")
+    # Mostly some other path has referred to it before.
+    return _from_base_name(base_name) if directory == STORE_DIR else StorePath.parse(text)
+
+
+def _sha256(text: str) -> str:
+    # In the form that all caches use there is nothing to be made of it: 52 digits with 4 bits of padding.
+    return text if _SHA256.fullmatch(text) else sha256_text(text)
+
+
 def _references(text: str) -> tuple[StorePath, ...]:
     # A base name sorts like its store path, and faster.
     return tuple(map(_from_base_name, sorted(set(text.split(" "))))) if text else ()
@@ -149,7 +162,7 @@ def _relative(url: str) -> str:
         raise InvalidFormat("narinfo", url[:200], f"URL is longer than {_MAX_URL} characters")
     if not _URL.fullmatch(url):
         raise InvalidFormat("narinfo", url, "URL must be a relative path of letters, digits and ._~+=,@?&/-")
-    parts = re.split("[/?]", url)
+    parts = url.replace("?", "/").split("/")
     if not parts[0] or ".." in parts or "." in parts or "//" in url:
         raise InvalidFormat("narinfo", url, "URL must be a relative path, without '.', '..' and empty parts")
     return url

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from operator import attrgetter
 
 from nixery_snap.errors import CircularReferences
 from nixery_snap.nix.store_path import StorePath
@@ -50,14 +51,36 @@ def reachable(
         else:
             found[path] = info
             pending.extend(info.references)
-    return {path: found[path] for path in sorted(found)}, unknown
+    return {path: found[path] for path in sorted(found, key=attrgetter("hash_part", "name"))}, unknown
 
 
 def references_first(closure: Closure) -> Iterator[PathInfo]:
-    """Each path after those it refers to. Raises CircularReferences; a path may refer to itself."""
+    """Each path after those it refers to. Raises CircularReferences at the end; a path may refer to itself."""
+    # By number: graphlib with store paths takes twice as long, for thousands of paths in each closure.
+    infos, number_of = tuple(closure.values()), {path: number for number, path in enumerate(closure)}
+    users: list[list[int]] = [[] for _ in infos]
+    missing = [0] * len(infos)
+    for number, info in enumerate(infos):
+        for path in info.references:
+            other = number_of[path]
+            if other != number:
+                users[other].append(number)
+                missing[number] += 1
+    ready = [number for number, count in enumerate(missing) if not count]
+    for number in ready:  # grows meanwhile
+        yield infos[number]
+        for user in users[number]:
+            missing[user] -= 1
+            if not missing[user]:
+                ready.append(user)
+    if len(ready) < len(infos):
+        raise CircularReferences(_cycle(closure))
+
+
+def _cycle(closure: Closure) -> tuple[str, ...]:
     graph = {path: [other for other in info.references if other != path] for path, info in closure.items()}
     try:
-        for path in TopologicalSorter(graph).static_order():
-            yield closure[path]
+        TopologicalSorter(graph).prepare()
     except CycleError as error:
-        raise CircularReferences(tuple(map(str, error.args[1]))) from None
+        return tuple(map(str, error.args[1]))
+    raise AssertionError("only called when there is one")

@@ -6,10 +6,11 @@ import base64
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, NoReturn, Self
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey
 
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix.path_info import PathInfo
@@ -30,15 +31,12 @@ class PublicKey:
 
     name: str
     key: bytes
-    _verifier: Ed25519PublicKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not _KEY_NAME.fullmatch(self.name):
             raise InvalidFormat("public key", self.name, "its name must be printable, without blanks and ':'")
         if len(self.key) != _SIZE:
             raise InvalidFormat("public key", self.name, f"an ed25519 key has {_SIZE} bytes")
-        # Kept, because making it costs as much as using it.
-        object.__setattr__(self, "_verifier", Ed25519PublicKey.from_public_bytes(self.key))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -59,9 +57,10 @@ class PublicKey:
         return f"{self.name}:{base64.b64encode(self.key).decode()}"
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
+        """Other threads go on meanwhile."""
         try:
-            self._verifier.verify(signature, message)
-        except InvalidSignature:
+            crypto_sign_open(signature + message, self.key)
+        except BadSignatureError:
             return False
         return True
 
@@ -71,12 +70,15 @@ class SecretKey:
     """Shows its secret in `text` alone, never in `str` or `repr`."""
 
     name: str
-    _key: Ed25519PrivateKey = field(repr=False)
+    _key: SigningKey = field(repr=False)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret key is not pickled")
 
     @classmethod
     def generate(cls, name: str) -> Self:
         """Raises InvalidFormat for a name that no key can have."""
-        return cls(PublicKey(name, bytes(_SIZE)).name, Ed25519PrivateKey.generate())
+        return cls(PublicKey(name, bytes(_SIZE)).name, SigningKey.generate())
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -91,7 +93,7 @@ class SecretKey:
             raise InvalidFormat(
                 "secret key", name, f"after its name it must have {2 * _SIZE} bytes in base 64"
             )
-        key = cls(name, Ed25519PrivateKey.from_private_bytes(value[:_SIZE]))
+        key = cls(name, SigningKey(value[:_SIZE]))
         if key.public_key.key != value[_SIZE:]:
             raise InvalidFormat("secret key", name, "its secret and its public half do not belong together")
         return key
@@ -99,16 +101,16 @@ class SecretKey:
     @property
     def text(self) -> str:
         """The secret, in the form that `parse` and Nix's `secret-key-files` take."""
-        value = self._key.private_bytes_raw() + self.public_key.key
+        value = bytes(self._key) + self.public_key.key
         return f"{self.name}:{base64.b64encode(value).decode()}"
 
     @property
     def public_key(self) -> PublicKey:
-        return PublicKey(self.name, self._key.public_key().public_bytes_raw())
+        return PublicKey(self.name, bytes(self._key.verify_key))
 
     def sign(self, info: PathInfo) -> str:
         """The signature as `<name>:<base 64>`."""
-        return f"{self.name}:{base64.b64encode(self._key.sign(fingerprint(info))).decode()}"
+        return f"{self.name}:{base64.b64encode(self._key.sign(fingerprint(info)).signature).decode()}"
 
 
 def verified_by(info: PathInfo, keys: Collection[PublicKey]) -> PublicKey | None:

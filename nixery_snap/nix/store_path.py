@@ -38,6 +38,9 @@ class StorePath:
             )
         return cls(match[1], match[2])
 
+    def __hash__(self) -> int:
+        return hash(self.hash_part)  # is random enough, and Python keeps it
+
     @property
     def base_name(self) -> str:
         return f"{self.hash_part}-{self.name}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from typing import Any, Final, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -19,6 +19,7 @@ from yarl import URL
 
 from nixery_snap.errors import InvalidFormat, SettingsError
 from nixery_snap.nix_stores.decompression import sniffed
+from nixery_snap.nix_stores.small_http import Answer, SmallHttp, Unusual
 
 _CHUNK_BYTES: Final = 256 * 1024
 _CONNECT_SECONDS: Final = 5.0
@@ -59,6 +60,7 @@ class CacheTransport(Protocol):
 class HttpTransport:
     """HTTP/1.1 with connections kept open. `session` stays the caller's; without one its own is made.
 
+    Small files come by SmallHttp, unless a proxy or the server's answers call for more; all else by the session.
     `request_timeout` is for all of a small file and between two pieces of a stream, `nar_timeout` for all
     of a stream, both in seconds. `turns` bounds how many small files are fetched at a time.
     """
@@ -80,28 +82,43 @@ class HttpTransport:
         self._session = session
         self._owned: aiohttp.ClientSession | None = None
         connect = min(_CONNECT_SECONDS, request_timeout)
-        self._options: dict[str, Any] = {"max_redirects": _MAX_REDIRECTS, "proxy": _proxy(base)}
+        proxy = _proxy(base)
+        self._options: dict[str, Any] = {"max_redirects": _MAX_REDIRECTS, "proxy": proxy}
+        self._small = SmallHttp(base, timeout=request_timeout, connect_timeout=connect)
+        self._is_ordinary = proxy is None
+        self._path = base.raw_path.rstrip("/") + "/"
         self._get_timeout = aiohttp.ClientTimeout(total=request_timeout, sock_connect=connect)
         self._stream_timeout = aiohttp.ClientTimeout(
             total=nar_timeout, sock_connect=connect, sock_read=request_timeout
         )
 
     async def get(self, name: str, max_bytes: int) -> bytes | None:
-        with _translated():
-            async with self._turns, self._request(name, self._get_timeout) as response:
-                if not _is_there(response):
-                    return None
-                content = await _bounded(response, max_bytes)
-        if "Content-Encoding" in response.headers:  # uncalled for, but it happens
-            return sniffed(content, max_bytes)
-        return content
+        with _translated:
+            async with self._turns:
+                answer = await self._answer(name, max_bytes)
+        if not _is_there(answer.status, answer.headers.get("retry-after", "")):
+            return None
+        if "content-encoding" in answer.headers:  # uncalled for, but it happens
+            return sniffed(answer.body, max_bytes)
+        return answer.body
+
+    async def _answer(self, name: str, max_bytes: int) -> Answer:
+        if self._is_ordinary:
+            try:
+                return await self._small.get(self._path + self._with_query(name), max_bytes)
+            except Unusual as unusual:
+                self._is_ordinary = not unusual.stays
+        async with self._request(name, self._get_timeout) as response:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            content = await _bounded(response, max_bytes) if response.status in {200, 206} else b""
+            return Answer(response.status, headers, content)
 
     @asynccontextmanager
     async def stream(self, name: str, first_bytes: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
         headers = None if first_bytes is None else {"Range": f"bytes=0-{first_bytes - 1}"}
-        with _translated():
+        with _translated:
             async with self._request(name, self._stream_timeout, headers) as response:
-                if not _is_there(response):
+                if not _is_there(response.status, response.headers.get("Retry-After", "")):
                     raise FileNotFoundError(name)
                 if encoding := response.headers.get("Content-Encoding"):
                     raise TransportFailed(
@@ -110,6 +127,7 @@ class HttpTransport:
                 yield response.content.iter_chunked(_CHUNK_BYTES)
 
     async def close(self) -> None:
+        await self._small.close()
         if self._owned is not None:
             await self._owned.close()
 
@@ -118,9 +136,13 @@ class HttpTransport:
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         if self._session is None:
             self._session = self._owned = _session()
-        separator = "&" if "?" in name else "?"
-        url = self._base + name + (separator + self._query if self._query else "")
-        return self._session.get(URL(url, encoded=True), timeout=timeout, headers=headers, **self._options)
+        url = URL(self._base + self._with_query(name), encoded=True)
+        return self._session.get(url, timeout=timeout, headers=headers, **self._options)
+
+    def _with_query(self, name: str) -> str:
+        if not self._query:
+            return name
+        return f"{name}{'&' if '?' in name else '?'}{self._query}"
 
 
 def _session() -> aiohttp.ClientSession:
@@ -139,20 +161,18 @@ def _proxy(url: URL) -> str | None:
     return None if url.host is None or proxy_bypass(url.host) else getproxies().get(url.scheme)
 
 
-def _is_there(response: aiohttp.ClientResponse) -> bool:
+def _is_there(status: int, retry_after: str) -> bool:
     """Raises TransportFailed for a status that is neither yes nor no."""
-    status = response.status
     # 416: an empty file has no first bytes.
     if status in {200, 206, 416}:
         return status != 416
     if status in _ABSENT:
         return False
-    seconds = response.headers.get("Retry-After", "")
     raise TransportFailed(
         f"it answers with status {status}",
         retry=status in _PASSING,
         # The other form, a date, is longer than anybody here would wait.
-        retry_after_seconds=float(seconds) if seconds.isascii() and seconds.isdigit() else None,
+        retry_after_seconds=float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None,
     )
 
 
@@ -170,27 +190,38 @@ async def _bounded(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     raise InvalidFormat("body", "…", f"it is larger than {max_bytes} bytes")
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
+class _Translated:
     """What libraries raise becomes TransportFailed, without the URLs in their messages."""
-    try:
-        yield
-    except aiohttp.TooManyRedirects:
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            _translate(error)
+
+
+_translated: Final = _Translated()
+
+
+def _translate(error: BaseException) -> None:
+    """Raises what it becomes, unless it stays."""
+    if isinstance(error, aiohttp.TooManyRedirects):
         raise TransportFailed("it redirects too often", retry=False) from None
-    except (aiohttp.InvalidURL, aiohttp.NonHttpUrlRedirectClientError):
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlRedirectClientError):
         raise TransportFailed("it redirects to what is no HTTP URL", retry=False) from None
-    except TimeoutError as error:
+    if isinstance(error, TimeoutError):
         raise TransportFailed("it does not answer in time", retry=False) from error
-    except aiohttp.ClientResponseError as error:
+    if isinstance(error, aiohttp.ClientResponseError):
         raise TransportFailed(f"it answers with no HTTP: {error.message[:200]}", retry=True) from None
-    except FileNotFoundError:
-        raise
-    except (aiohttp.ClientError, OSError) as error:
+    if isinstance(error, PermissionDeniedError):
+        raise FileNotFoundError from None
+    if isinstance(error, FileNotFoundError):
+        return
+    if isinstance(error, aiohttp.ClientError | OSError):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise TransportFailed((reason or type(error).__name__)[:300], retry=True) from error
-    except PermissionDeniedError:
-        raise FileNotFoundError from None
-    except BaseError as error:
+    if isinstance(error, BaseError):
         # The first line says it; the others hold whole requests.
         raise TransportFailed(str(error).partition("\n")[0][:300], retry=True) from None
 
@@ -213,7 +244,7 @@ class ObjectTransport:
         self._request_timeout, self._nar_timeout = request_timeout, nar_timeout
 
     async def get(self, name: str, max_bytes: int) -> bytes | None:
-        with _translated():
+        with _translated:
             try:
                 async with self._turns, asyncio.timeout(self._request_timeout):
                     result = await obstore.get_async(self._store, name)
@@ -225,7 +256,7 @@ class ObjectTransport:
 
     @asynccontextmanager
     async def stream(self, name: str, first_bytes: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
-        with _translated():
+        with _translated:
             async with asyncio.timeout(self._request_timeout):
                 result = await obstore.get_async(self._store, name)
             yield self._pieces(result)

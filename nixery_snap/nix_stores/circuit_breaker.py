@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 FAILURES: Final = 3
@@ -37,24 +36,22 @@ class CircuitBreaker:
         """Whether the last attempt went well, or there was none."""
         return not self._failures
 
-    @contextmanager
-    def attempt(self) -> Iterator[Callable[[], None]]:
-        """Raises CircuitOpen, as what it yields does when it is called after others have opened it meanwhile."""
-        is_trial = self._failures >= FAILURES
-        if is_trial:
-            if self._on_trial or self._now() < self._open_until:
-                raise CircuitOpen(self._reason)
-            self._on_trial = True
+    def begin(self) -> bool:
+        """Whether this attempt is the trial, which must be ended. Raises CircuitOpen."""
+        if self._failures < FAILURES:
+            return False
+        if self._on_trial or self._now() < self._open_until:
+            raise CircuitOpen(self._reason)
+        self._on_trial = True
+        return True
 
-        def check() -> None:
-            if not is_trial and self._failures >= FAILURES:
-                raise CircuitOpen(self._reason)
+    def check(self) -> None:
+        """For attempts that are not the trial: raises CircuitOpen when others have opened it meanwhile."""
+        if self._failures >= FAILURES:
+            raise CircuitOpen(self._reason)
 
-        try:
-            yield check
-        finally:
-            if is_trial:
-                self._on_trial = False
+    def end_trial(self) -> None:
+        self._on_trial = False
 
     def succeeded(self) -> None:
         self._failures = 0

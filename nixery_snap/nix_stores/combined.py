@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterator, Mapping
 
 from nixery_snap.nix.file_tree import FileEntry, Node
@@ -31,8 +32,12 @@ class CombinedContents:
         self._local = local
         self._substituted = substituted
 
-    async def root(self, info: PathInfo) -> Node:
-        return await self._where(info).root(info)
+    async def roots(self, infos: Collection[PathInfo]) -> Mapping[StorePath, Node]:
+        local, substituted = await asyncio.gather(
+            self._local.roots([info for info in infos if not info.origin]),
+            self._substituted.roots([info for info in infos if info.origin]),
+        )
+        return {**local, **substituted}
 
     async def file_tree(self, info: PathInfo) -> Node:
         return await self._where(info).file_tree(info)

@@ -82,8 +82,8 @@ class StoreFiles:
     def __init__(self, root: Path) -> None:
         self._directory = root / "nix/store"
 
-    async def root(self, info: PathInfo) -> Node:
-        return await asyncio.to_thread(self._root, info.path)
+    async def roots(self, infos: Collection[PathInfo]) -> Mapping[StorePath, Node]:
+        return await asyncio.to_thread(lambda: {info.path: self._root(info.path) for info in infos})
 
     async def file_tree(self, info: PathInfo) -> Node:
         return await asyncio.to_thread(self._file_tree, info.path)

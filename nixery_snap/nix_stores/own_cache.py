@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -29,6 +29,7 @@ else:
     from backports import zstd
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 _LEVEL: Final = 3  # of zstd; more costs clients more waiting than it saves them
 _SUFFIXES: Final = {"xz": ".xz", "zstd": ".zst", "bzip2": ".bz2", "br": ".br", "gzip": ".gz"}
@@ -67,12 +68,10 @@ class OwnCache:
     async def narinfo(self, hash_part: str) -> bytes | None:
         if content := await self._files.get(f"{hash_part}.narinfo"):
             return content
-        found = await self._upstream(hash_part)
-        if found is None:
-            return None
-        # What is believed for its content address alone has not been looked at yet, and needs no signature.
-        narinfo = found[1] if found[1].info.content_address else self._signed(found[1])
-        return bytes(_read_through(narinfo))
+        return await self._from_upstreams(hash_part, self._read_through)
+
+    def narinfo_at_once(self, hash_part: str) -> bytes | None:
+        return self._files.get_at_once(f"{hash_part}.narinfo") or None
 
     async def file(self, name: str) -> Location | None:
         if location := await self._files.locate(name):
@@ -82,40 +81,43 @@ class OwnCache:
         if not self._upstreams or kind == "log":
             return None
         if not kind and suffix == "ls":
-            found = await self._upstream(hash_part)
-            content = await found[0].listing_text(found[1].info) if found else None
-            return None if content is None else StoredBytes(content)
+            return await self._from_upstreams(hash_part, _listing)
         if len(hash_part) != _HASH_PART_LENGTH + _FILE_HASH_LENGTH:
             return None
-        return await self._fetched(hash_part[:_HASH_PART_LENGTH], f"sha256:{hash_part[_HASH_PART_LENGTH:]}")
+        return await self._fetched(hash_part[:_HASH_PART_LENGTH], name)
 
-    async def _upstream(self, hash_part: str) -> tuple[Substituter, NarInfo] | None:
-        """The first upstream that has the path; one that fails is passed over."""
+    async def _from_upstreams(
+        self, hash_part: str, read: Callable[[Substituter, NarInfo], Awaitable[T | None]]
+    ) -> T | None:
+        """What `read` makes of the first upstream that has the path; one that fails is passed over."""
         for substituter in self._upstreams:
             try:
-                if narinfo := await substituter.narinfo_by_hash(hash_part):
-                    return substituter, narinfo
+                narinfo = await substituter.narinfo_by_hash(hash_part)
+                if narinfo is not None and (found := await read(substituter, narinfo)) is not None:
+                    return found
             except SubstituterError as error:
                 log.warning("upstream-passed-over", cache=error.url, hash_part=hash_part, reason=error.reason)
         return None
 
-    async def _fetched(self, hash_part: str, nar_hash: str) -> Location | None:
-        """The NAR of a path that upstreams have, kept from now on; the next of them where one's is bad."""
-        for substituter in (None, *self._upstreams):
-            try:
-                if substituter is None:
-                    content = await self._files.get(f"{hash_part}.narinfo")
-                    narinfo = NarInfo.parse(content) if content else None
-                else:
-                    narinfo = await substituter.narinfo_by_hash(hash_part)
-                # Builds differ: the client has been told of one of them.
-                if narinfo is None or narinfo.info.nar_hash != nar_hash:
-                    continue
-                url = narinfo.url if substituter is None else await self.mirror(substituter, narinfo)
-                return await self._files.locate(url)
-            except SubstituterError as error:
-                log.warning("upstream-passed-over", cache=error.url, hash_part=hash_part, reason=error.reason)
-        return None
+    async def _read_through(self, _: Substituter, narinfo: NarInfo) -> bytes:
+        # What is believed for its content address alone has not been looked at yet, and needs no signature.
+        signed = narinfo if narinfo.info.content_address else self._signed(narinfo)
+        return bytes(replace(signed, url=_url(narinfo)))
+
+    async def _fetched(self, hash_part: str, url: str) -> Location | None:
+        """The NAR of a path that upstreams have, kept from now on."""
+
+        async def copied(substituter: Substituter, narinfo: NarInfo) -> Location | None:
+            # Builds, and how they are compressed, differ: the client has been told of one of them.
+            if _url(narinfo) != url:
+                return None
+            return await self._files.locate(await self.mirror(substituter, narinfo))
+
+        if content := await self._files.get(f"{hash_part}.narinfo"):
+            mine = NarInfo.parse(content)
+            if _url(mine) == url and (location := await self._files.locate(mine.url)):
+                return location
+        return await self._from_upstreams(hash_part, copied)
 
     def _signed(self, narinfo: NarInfo) -> NarInfo:
         """With our signature too: its signature, or its content, has been verified."""
@@ -151,8 +153,14 @@ class OwnCache:
     async def _mirror(self, substituter: Substituter, narinfo: NarInfo) -> str:
         async with substituter.stream_nar(narinfo) as chunks:
             copied = await asyncio.to_thread(self._copy, substituter, narinfo, chunks)
-        if (tree := await substituter.listing_text(narinfo.info)) is not None:
-            await self._files.put(f"{narinfo.info.path.hash_part}.ls", tree)
+        try:
+            if (text := await substituter.listing_text(narinfo.info)) is not None:
+                await asyncio.to_thread(listing.parse, text)
+                await self._files.put(f"{narinfo.info.path.hash_part}.ls", text)
+        except (SubstituterError, InvalidFormat) as error:  # it can be done without
+            log.warning(
+                "listing-refused", cache=substituter.url, path=str(narinfo.info.path), reason=error.reason
+            )
         await self.announce(copied)
         return copied.url
 
@@ -226,9 +234,12 @@ class _HashedFile:
         return NarInfo(info, name, compression, f"sha256:{file_hash}", self._size_bytes)
 
 
-def _read_through(narinfo: NarInfo) -> NarInfo:
-    """With a URL of ours, by which the path is found again when its NAR is asked for."""
-    info = narinfo.info
-    name = info.path.hash_part + info.nar_hash.removeprefix("sha256:")
-    suffix = _SUFFIXES.get(narinfo.compression, "")
-    return replace(narinfo, url=f"nar/{name}.nar{suffix}")
+def _url(narinfo: NarInfo) -> str:
+    """By which a path of an upstream is found again when its NAR is asked for."""
+    name = narinfo.info.path.hash_part + narinfo.info.nar_hash.removeprefix("sha256:")
+    return f"nar/{name}.nar{_SUFFIXES.get(narinfo.compression, '')}"
+
+
+async def _listing(substituter: Substituter, narinfo: NarInfo) -> Location | None:
+    content = await substituter.listing_text(narinfo.info)
+    return None if content is None else StoredBytes(content)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -40,6 +40,9 @@ class Forgetful:
 
     async def get(self, kind: str, key: str) -> Any | None:
         return None
+
+    async def get_many(self, kind: str, keys: Collection[str]) -> Mapping[str, Any]:
+        return {}
 
     async def put(self, kind: str, key: str, value: Any) -> Any:
         return value

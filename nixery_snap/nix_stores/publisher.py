@@ -62,7 +62,7 @@ class CachePublisher:
         await self._write(closure, missing, progress)
         if self._names_closure_info:
             info, content = closure_info(closure)
-            if await self._own.narinfo(info.path) is None:
+            if await self._lacking((info,), {self._own.url}):
                 await self._cache.add_entries(info, closure_info_entries(content))
 
     async def publish(self, closure: Closure, progress: Progress) -> None:
@@ -72,21 +72,22 @@ class CachePublisher:
     async def push(self, closure: Closure, progress: Progress, *, every: bool) -> int:
         """Write what no cache of the clients has, or with `every` all of it; returns how many paths."""
         infos = list(closure.values())
-        missing = await self._not_ours(infos) if every else await self._missing(infos)
+        missing = await self._lacking(infos, {self._own.url}) if every else await self._missing(infos)
         await self._write(closure, missing, progress)
         return len(missing)
 
     async def _missing(self, infos: Collection[PathInfo]) -> list[PathInfo]:
         """Those that are to be published."""
         if self._publish == "all":
-            return await self._not_ours(infos)
-        others = [info for info in infos if info.origin not in self._clients]
-        found = await asyncio.gather(*(self._substituters.has(info.path, self._clients) for info in others))
-        return [info for info, there in zip(others, found, strict=True) if not there]
+            return await self._lacking(infos, {self._own.url})
+        return await self._lacking(
+            [info for info in infos if info.origin not in self._clients], self._clients
+        )
 
-    async def _not_ours(self, infos: Collection[PathInfo]) -> list[PathInfo]:
-        found = await asyncio.gather(*(self._own.narinfo(info.path) for info in infos))
-        return [info for info, narinfo in zip(infos, found, strict=True) if narinfo is None]
+    async def _lacking(self, infos: Collection[PathInfo], urls: Collection[str]) -> list[PathInfo]:
+        """Those that none of the substituters with these URLs has, at least no good one."""
+        found = await self._substituters.having([info.path for info in infos], urls)
+        return [info for info in infos if info.path not in found]
 
     async def _write(self, closure: Closure, infos: Collection[PathInfo], progress: Progress) -> None:
         """Contents in any order, then narinfos, references first: a path is never there without its closure."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Final
@@ -23,6 +23,7 @@ from nixery_snap.nix import listing
 from nixery_snap.nix.file_tree import Directory, FileEntry, Node, Regular
 from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix.store_path import StorePath
 from nixery_snap.nix_stores.substituter import Substituter
 from nixery_snap.nix_stores.substituters import Substituters
 from nixery_snap.nix_stores.verified_nar import unverified_root, verified_entries, verified_tree
@@ -31,9 +32,12 @@ from nixery_snap.ports import Records
 log = structlog.get_logger()
 
 _ROOT: Final = "root"
+_ROOTS: Final = "roots"
 _TREE: Final = "tree"
 _ROOT_BYTES: Final = 128 * 1024  # enough for the first block of most compressions
 _NODES_IN_MEMORY: Final = 200_000
+_ROOTS_IN_MEMORY: Final = 50_000
+_NARS_AT_A_TIME: Final = 4  # each takes a thread for long
 _LARGEST_RECORD: Final = 4 * 1024 * 1024
 
 
@@ -49,17 +53,24 @@ class SubstitutedContents:
         self._records = records
         self._loop = loop
         self._trees: LRUCache[str, Node] = LRUCache(_NODES_IN_MEMORY, getsizeof=_count)
+        self._roots: LRUCache[str, Node] = LRUCache(_ROOTS_IN_MEMORY)
+        self._nars = asyncio.Semaphore(_NARS_AT_A_TIME)
 
-    async def root(self, info: PathInfo) -> Node:
-        key = _key(info)
-        tree = self._trees.get(key)
-        if tree is None:
-            tree = await self._recorded(_ROOT, key)
-        if tree is None:
-            tree = await self._first(info, self._root)
-            tree = Directory() if isinstance(tree, Directory) else tree
-            await self._record(_ROOT, key, tree)
-        return Directory() if isinstance(tree, Directory) else tree
+    async def roots(self, infos: Collection[PathInfo]) -> Mapping[StorePath, Node]:
+        keys = {info.path: _key(info) for info in infos}
+        known = {path: root for path, key in keys.items() if (root := self._roots.get(key)) is not None}
+        unknown = [info for info in infos if info.path not in known]
+        if unknown:
+            # Images ask for all of their paths at once, so that is how they are recorded.
+            record = hashlib.sha256("\n".join(keys.values()).encode()).hexdigest()
+            found = await self._recorded_roots(record, unknown)
+            if found is None:
+                roots = await asyncio.gather(*(self._first(info, self._root) for info in unknown))
+                found = {info.path: root for info, root in zip(unknown, roots, strict=True)}
+                await self._record_roots(record, {**known, **found})
+            self._roots.update((keys[path], root) for path, root in found.items())
+            known |= found
+        return known
 
     async def file_tree(self, info: PathInfo) -> Node:
         key = _key(info)
@@ -91,8 +102,19 @@ class SubstitutedContents:
     # --- from one substituter -----------------------------------------------------------------------
 
     async def _root(self, substituter: Substituter, narinfo: NarInfo) -> Node:
-        if (tree := await self._listing(substituter, narinfo.info)) is not None:
-            return tree
+        with _refusing_listing(substituter, narinfo.info):
+            if (text := await substituter.listing_text(narinfo.info)) is not None:
+                return listing.root(text)
+        # A NAR is so much longer that what it says is worth a record of its own.
+        key = _key(replace(narinfo.info, origin=substituter.url))
+        if (recorded := await self._recorded(_ROOT, key)) is not None:
+            return recorded
+        async with self._nars:
+            root = await self._root_of_nar(substituter, narinfo)
+        await self._record(_ROOT, key, root)
+        return root
+
+    async def _root_of_nar(self, substituter: Substituter, narinfo: NarInfo) -> Node:
         with _refusing(substituter, narinfo.info):
             try:
                 async with substituter.stream_nar(narinfo, _ROOT_BYTES) as chunks:
@@ -105,21 +127,14 @@ class SubstitutedContents:
                 return await asyncio.to_thread(unverified_root, chunks, narinfo)
 
     async def _file_tree(self, substituter: Substituter, narinfo: NarInfo) -> Node:
-        if (tree := await self._listing(substituter, narinfo.info)) is not None:
-            return tree
+        with _refusing_listing(substituter, narinfo.info):
+            if (tree := await substituter.listing(narinfo.info)) is not None:
+                return tree
         with _refusing(substituter, narinfo.info):
-            async with substituter.stream_nar(narinfo) as chunks:
+            async with self._nars, substituter.stream_nar(narinfo) as chunks:
                 tree = await asyncio.to_thread(verified_tree, chunks, narinfo)
         await self._record(_TREE, _key(replace(narinfo.info, origin=substituter.url)), tree)
         return tree
-
-    async def _listing(self, substituter: Substituter, info: PathInfo) -> Node | None:
-        """A bad one is as good as none: the NAR says the same and is signed."""
-        try:
-            return await substituter.listing(info)
-        except CorruptPath as error:
-            log.warning("listing-refused", cache=error.url, path=error.path, reason=error.reason)
-            return None
 
     def _entries(self, substituter: Substituter, narinfo: NarInfo) -> Iterator[FileEntry]:
         """Blocking."""
@@ -172,6 +187,20 @@ class SubstitutedContents:
             return None
         return await asyncio.to_thread(listing.parse, value["listing"].encode())
 
+    async def _recorded_roots(self, key: str, infos: Collection[PathInfo]) -> dict[StorePath, Node] | None:
+        value = await self._records.get(_ROOTS, key)
+        if value is None:
+            return None
+        texts = ((info.path, value.get(info.path.base_name)) for info in infos)
+        return {path: listing.parse(text.encode()) if text else Directory() for path, text in texts}
+
+    async def _record_roots(self, key: str, roots: Mapping[StorePath, Node]) -> None:
+        """Most are directories, and need no mention."""
+        others = {path: root for path, root in roots.items() if not isinstance(root, Directory)}
+        with suppress(UnicodeDecodeError):
+            value = {path.base_name: listing.encode(root, {}).decode() for path, root in others.items()}
+            await self._records.put(_ROOTS, key, value)
+
     async def _record(self, kind: str, key: str, tree: Node) -> None:
         text = await asyncio.to_thread(listing.encode, tree, {})
         if len(text) > _LARGEST_RECORD:
@@ -207,6 +236,15 @@ class _Candidates:
 
     def failed(self, substituter: Substituter, error: SubstituterError) -> None:
         self._errors[substituter.url] = error
+
+
+@contextmanager
+def _refusing_listing(substituter: Substituter, info: PathInfo) -> Iterator[None]:
+    """A bad one is as good as none: the NAR says the same and is signed."""
+    try:
+        yield
+    except (CorruptPath, InvalidFormat) as error:
+        log.warning("listing-refused", cache=substituter.url, path=str(info.path), reason=error.reason)
 
 
 @contextmanager

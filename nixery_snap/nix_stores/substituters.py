@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
@@ -18,7 +19,7 @@ from nixery_snap.nix_stores.substituter import DEFAULT_PRIORITY, Substituter
 
 # One that does not even tell its priority in time is asked as if it had none.
 _PATIENCE_SECONDS: Final = 1.0
-_AT_A_TIME: Final = 2048  # paths; each Substituter bounds its requests by itself
+_IN_A_PART: Final = 128  # paths; each Substituter bounds its requests by itself
 _ERRORS_REMEMBERED: Final = 16_384
 
 
@@ -38,28 +39,24 @@ class Substituters:
         return self._by_url[shown_url(url)]
 
     async def path_infos(self, paths: Collection[StorePath]) -> Mapping[StorePath, PathInfo]:
-        found: dict[StorePath, PathInfo] = {}
         if not paths or not self._given:
-            return found
-        order, pending = await self._order(), iter(paths)
-
-        async def work() -> None:
-            for path in pending:
-                if narinfo := await self._first(order, path):
-                    found[path] = narinfo.info
-
-        await asyncio.gather(*(work() for _ in range(min(len(paths), _AT_A_TIME))))
-        return found
+            return {}
+        narinfos = await self._narinfos(await self._order(), paths)
+        return {path: narinfo.info for path, narinfo in narinfos.items()}
 
     async def where(self, path: StorePath) -> NarInfo | None:
         """What the first one says that has `path`; its info's origin tells which that is."""
-        return await self._first(await self._order(), path)
+        return (await self._narinfos(await self._order(), (path,))).get(path)
+
+    async def having(self, paths: Collection[StorePath], urls: Collection[str]) -> set[StorePath]:
+        """Those of `paths` that one of those with these URLs has. One that cannot be asked has none."""
+        wanted = set(map(shown_url, urls))
+        order = [substituter for substituter in await self._order() if substituter.url in wanted]
+        return set(await self._narinfos(order, paths))
 
     async def has(self, path: StorePath, urls: Collection[str]) -> bool:
         """Whether one of those with these URLs has it. One that cannot be asked has it not."""
-        wanted = set(map(shown_url, urls))
-        order = [substituter for substituter in await self._order() if substituter.url in wanted]
-        return await self._first(order, path) is not None
+        return bool(await self.having((path,), urls))
 
     def errors_of(self, path: StorePath) -> tuple[SubstituterError, ...]:
         """Why it was not taken from those passed over when it was last asked for."""
@@ -68,20 +65,36 @@ class Substituters:
     async def close(self) -> None:
         await asyncio.gather(*(substituter.close() for substituter in self._given))
 
-    async def _first(self, order: Iterable[Substituter], path: StorePath) -> NarInfo | None:
-        errors: list[SubstituterError] = []
-        try:
-            for substituter in order:
-                try:
-                    if narinfo := await substituter.narinfo(path):
-                        return narinfo
-                except SubstituterError as error:
-                    errors.append(error)
-            return None
-        finally:
-            self._errors.pop(path, None)
-            if errors:
-                self._errors[path] = tuple(errors)
+    async def _narinfos(
+        self, order: Sequence[Substituter], paths: Collection[StorePath]
+    ) -> dict[StorePath, NarInfo]:
+        """In parts, so that those which the first has not are asked of the next while others are under way."""
+        pending, found = list(paths), dict[StorePath, NarInfo]()
+        parts = (pending[begin : begin + _IN_A_PART] for begin in range(0, len(pending), _IN_A_PART))
+        for narinfos in await asyncio.gather(*(self._firsts(order, part) for part in parts)):
+            found |= narinfos
+        return found
+
+    async def _firsts(
+        self, order: Iterable[Substituter], paths: Sequence[StorePath]
+    ) -> Mapping[StorePath, NarInfo]:
+        found: dict[StorePath, NarInfo] = {}
+        errors: defaultdict[StorePath, list[SubstituterError]] = defaultdict(list)
+        for substituter in order:
+            left = [path for path in paths if path not in found]
+            if not left:
+                break
+            for path, said in (await substituter.narinfos(left)).items():
+                if isinstance(said, NarInfo):
+                    found[path] = said
+                else:
+                    errors[path].append(said)
+        if self._errors:
+            for path in paths:
+                self._errors.pop(path, None)
+        for path, several in errors.items():
+            self._errors[path] = tuple(several)
+        return found
 
     async def _order(self) -> list[Substituter]:
         unknown = [one for one in self._given if one.known_priority is None]

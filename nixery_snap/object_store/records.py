@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import structlog
 from cachetools import LRUCache
 
-from nixery_snap.object_store import keys
+from nixery_snap.object_store import keys as names
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.oci import canonical_json
 
@@ -25,25 +26,32 @@ class StoredRecords:
         self._memory: LRUCache[str, tuple[Any, int]] = LRUCache(memory_bytes, getsizeof=lambda item: item[1])
 
     async def get(self, kind: str, key: str) -> Any | None:
-        name = keys.record(kind, key)
-        if known := self._memory.get(name):
-            return known[0]
-        content = await self._store.get(name)
-        if content is None:
-            return None
-        try:
-            value = json.loads(content)
-        except ValueError:
-            # Only a machine that lost power can leave this. It would stay for ever, as records are
-            # never overwritten, so it makes room for a new one.
-            log.warning("record-damaged", record=name)
-            await self._store.delete(name)
-            return None
-        self._remember(name, value, len(content))
-        return value
+        return (await self.get_many(kind, (key,))).get(key)
+
+    async def get_many(self, kind: str, keys: Collection[str]) -> Mapping[str, Any]:
+        found: dict[str, Any] = {}
+        unknown: dict[str, str] = {}
+        for key in keys:
+            name = names.record(kind, key)
+            if known := self._memory.get(name):
+                found[key] = known[0]
+            else:
+                unknown[name] = key
+        for name, content in (await self._store.get_many(list(unknown))).items():
+            try:
+                value = json.loads(content)
+            except ValueError:
+                # Only a machine that lost power can leave this. It would stay for ever, as records are
+                # never overwritten, so it makes room for a new one.
+                log.warning("record-damaged", record=name)
+                await self._store.delete(name)
+                continue
+            self._remember(name, value, len(content))
+            found[unknown[name]] = value
+        return found
 
     async def put(self, kind: str, key: str, value: Any) -> Any:
-        name, content = keys.record(kind, key), canonical_json.encode(value)
+        name, content = names.record(kind, key), canonical_json.encode(value)
         if await self._store.put_if_absent(name, content):
             self._remember(name, value, len(content))
             return value

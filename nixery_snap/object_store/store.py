@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Final
 from urllib.parse import unquote, urlsplit
@@ -17,17 +20,21 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore
 
 from nixery_snap.errors import SettingsError, StorageError
+from nixery_snap.in_batches import InBatches
 from nixery_snap.object_store import keys
 from nixery_snap.ports import Location, StoredBytes, StoredFile
 
 _READ_BYTES: Final = 1024 * 1024
+_THREADS: Final = 4  # a disk may be slow
+_AT_A_TIME: Final = 128  # small objects
 _STALE_STAGING_SECONDS: Final = 24 * 3600
 
 
 class ObjectStore:
     """A store by URL: `file:///directory` or `memory://`.
 
-    `root` is a local store's directory, None for others.
+    `root` is a local store's directory, None for others. There are many small objects in it, so what is read and
+    written most goes without obstore, for which each is a tour through its own threads.
     """
 
     def __init__(self, url: str) -> None:
@@ -47,26 +54,64 @@ class ObjectStore:
             self._staging = self.root / keys.STAGING
             self._staging.mkdir(parents=True, exist_ok=True)
             _sweep(self._staging)
+            self._batches = InBatches(_THREADS)
+            self._unused_names = map(f"{secrets.token_hex(8)}-{{}}".format, count())
             self._store = LocalStore(self.root)
         except (OSError, BaseError) as error:
             raise SettingsError("storage", f"{self.root} cannot be used: {error}") from error
 
     async def get(self, key: str) -> bytes | None:
         with _translated(key):
+            if self.root is not None:
+                path = _below(self.root, key)
+                return await self._batches.run(lambda: _content(path))
             try:
                 result = await obstore.get_async(self._store, key)
                 return bytes(await result.bytes_async())
             except FileNotFoundError:
                 return None
 
+    async def get_many(self, keys: Sequence[str]) -> Mapping[str, bytes]:
+        """Those that are there."""
+        contents: Iterable[bytes | None]
+        if (root := self.root) is None:
+            contents = await asyncio.gather(*map(self.get, keys))
+        else:
+            with _translated(f"{keys[0]} …" if keys else ""):
+                paths = [_below(root, key) for key in keys]
+                parts = [paths[begin : begin + _AT_A_TIME] for begin in range(0, len(paths), _AT_A_TIME)]
+                reading = (self._batches.run(partial(_contents, part)) for part in parts)
+                contents = chain.from_iterable(await asyncio.gather(*reading))
+        return {key: content for key, content in zip(keys, contents, strict=True) if content is not None}
+
     async def put_if_absent(self, key: str, content: bytes) -> bool:
         """Tells whether this call wrote it."""
         with _translated(key):
+            if self.root is not None:
+                path = _below(self.root, key)
+                return await self._batches.run(lambda: self._create(path, content))
             try:
                 await obstore.put_async(self._store, key, content, mode="create")
             except AlreadyExistsError:
                 return False
             return True
+
+    def _create(self, path: str, content: bytes) -> bool:
+        staged = f"{self._staging}/{next(self._unused_names)}"
+        try:
+            with open(staged, "xb") as file:  # noqa: PTH123 - a Path takes longer to make than the file
+                file.write(content)
+            try:
+                os.link(staged, path)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120 - likewise
+                os.link(staged, path)
+        except FileExistsError:
+            return False
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(staged)  # noqa: PTH108 - likewise
+        return True
 
     async def put(self, key: str, content: bytes) -> None:
         """Replaces what is there, all at once."""
@@ -165,6 +210,25 @@ class Staged:
             os.fsync(self._file.fileno())  # a name must not outlive a power failure that its content does not
             self._file.close()
             self._store.publish(self._path, key)
+
+
+def _below(root: Path, key: str) -> str:
+    """The file of an object. Raises OSError for a key that no object can have."""
+    if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise OSError("this cannot be a key")
+    return f"{root}/{key}"
+
+
+def _contents(paths: Iterable[str]) -> list[bytes | None]:
+    return [_content(path) for path in paths]
+
+
+def _content(path: str) -> bytes | None:
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes longer to make than the file
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

@@ -50,23 +50,45 @@ def _plain_text(status: int, message: str) -> web.Response:
 
 @dataclass(slots=True)
 class _Answer:
-    before_date: bytes
-    after_date: bytes  # the rest of the head, and the body
+    whole: bytes
+    date: bytes  # the one in it
+    date_at: int
     valid: Callable[[], bool]
-    rendered: bytes = b""
-    rendered_date: bytes = b""
 
     @property
     def size_bytes(self) -> int:
-        return 2 * len(self.after_date) + len(self.before_date) + _OVERHEAD_BYTES
+        return len(self.whole) + _OVERHEAD_BYTES
+
+    def renew(self, date: bytes) -> None:
+        rest = memoryview(self.whole)[self.date_at + len(self.date) :]
+        self.whole, self.date = b"".join((self.whole[: self.date_at], date, rest)), date
+
+
+# Given the bytes of what may be a request, its answer before and after the date, if that holds for ever and can
+# be made without waiting; None leaves it to aiohttp. Who makes one sees to it that the bytes are one plain
+# request, and that it is what aiohttp would answer.
+AtOnce = Callable[[bytes], tuple[bytes, bytes] | None]
+
+
+def never(head: bytes) -> None:
+    """Nothing is answered at once."""
 
 
 class HotAnswers:
     """What is remembered, of bounded size; first in, first out (one request brings an answer back)."""
 
-    def __init__(self, max_bytes: int = 64 * 1024 * 1024, omit: frozenset[str] = frozenset()) -> None:
-        """`omit`: lower-cased names of headers that belong to one request only, such as its id."""
+    def __init__(
+        self,
+        max_bytes: int = 64 * 1024 * 1024,
+        omit: frozenset[str] = frozenset(),
+        at_once: AtOnce = never,
+    ) -> None:
+        """`omit`: lower-cased names of headers that belong to one request only, such as its id.
+
+        `at_once` is asked for what is not remembered.
+        """
         self._answers: dict[bytes, _Answer] = {}
+        self._at_once = at_once
         self._size_bytes = 0
         self._max_bytes = max_bytes
         self._omit = omit | {"date"}
@@ -75,18 +97,18 @@ class HotAnswers:
 
     def find(self, head: bytes, now: float) -> bytes | None:
         """The whole answer to exactly this head, if there is one and it still holds. `now`: loop time."""
+        if now >= self._date_until:
+            self._renew_date(now)
         answer = self._answers.get(head)
         if answer is None:
-            return None
+            made = self._at_once(head) if len(head) <= MAX_HEAD_BYTES else None
+            return None if made is None else self._keep(head, *made, always)
         if not answer.valid():
             self._forget(head)
             return None
-        if now >= self._date_until:
-            self._renew_date(now)
-        if answer.rendered_date is not self._date:
-            answer.rendered = b"".join((answer.before_date, self._date, answer.after_date))
-            answer.rendered_date = self._date
-        return answer.rendered
+        if answer.date is not self._date:
+            answer.renew(self._date)
+        return answer.whole
 
     def remember(self, head: bytes, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Keep an answer that has just been sent, if it is marked and fit to be kept."""
@@ -112,11 +134,16 @@ class HotAnswers:
             if name.lower() not in self._omit
         )
         self._forget(head)
-        answer = _Answer(status.encode(), rest.encode() + b"\r\n\r\n" + body, valid)
-        self._answers[head] = answer
+        self._keep(head, status.encode(), rest.encode() + b"\r\n\r\n" + body, valid)
+
+    def _keep(self, head: bytes, before_date: bytes, after_date: bytes, valid: Callable[[], bool]) -> bytes:
+        """The whole answer."""
+        whole = b"".join((before_date, self._date, after_date))
+        answer = self._answers[head] = _Answer(whole, self._date, len(before_date), valid)
         self._size_bytes += answer.size_bytes + len(head)
         while self._size_bytes > self._max_bytes:
             self._forget(next(iter(self._answers)))
+        return whole
 
     def _forget(self, head: bytes) -> None:
         if answer := self._answers.pop(head, None):

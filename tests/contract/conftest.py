@@ -19,6 +19,7 @@ from nixery_snap.ports import Package, PackageSet
 from tests.integration.caches import CacheDirectory, KeyPair
 from tests.integration.need import need
 from tests.integration.nixtools import EXAMPLES, ChrootStore
+from tests.once import made_once
 
 SYSTEM = "x86_64-linux"
 BUILT = (
@@ -37,9 +38,8 @@ OPTIONS = {"sandbox": "false", "substituters": ""}
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> ChrootStore:
     need("nix-store", "nix-build", "nix-instantiate", "nix", "busybox")
-    store = ChrootStore.create(tmp_path_factory.mktemp("nix") / "store")
-    store.build(*BUILT)
-    return store
+    made = made_once("contract-store", lambda root: ChrootStore.create(root).build(*BUILT))
+    return ChrootStore(made).copy(tmp_path_factory.mktemp("nix") / "store")
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,9 @@ def names(*texts: str) -> list[AttributePath]:
 
 async def evaluated(nix: NixCommand, package_set: Path, *texts: str) -> list[Package]:
     """Packages that must be had."""
-    results = await OneShotEvaluator(nix, 60, 2).evaluate(PackageSet(package_set), SYSTEM, names(*texts))
+    results = await OneShotEvaluator(nix, 60, 2, 4096).evaluate(
+        PackageSet(package_set), SYSTEM, names(*texts)
+    )
     packages = [result for result in results if isinstance(result, Package)]
     assert len(packages) == len(texts), results
     return packages

@@ -37,6 +37,16 @@ async def test_kinds_and_keys_are_apart(records: Records) -> None:
     assert await records.get("layer", "00b") is None
 
 
+async def test_many(records: Records) -> None:
+    for number in range(100):
+        await records.put("image", f"{number:04}", number)
+    await records.put("layer", "0100", 100)
+    keys = [f"{number:04}" for number in range(200)]
+    for _ in range(2):
+        assert await records.get_many("image", keys) == {f"{number:04}": number for number in range(100)}
+    assert await records.get_many("image", []) == {}
+
+
 async def test_the_first_stays(records: Records) -> None:
     await records.put("image", "key", "first")
     await records.put("image", "key", "second")

@@ -69,7 +69,9 @@ def paths(prepared: ChrootStore) -> dict[str, StorePath]:
 
 
 async def test_roots(case: Case, paths: dict[str, StorePath]) -> None:
-    roots = {name: await case.contents.root(case.info(path)) for name, path in paths.items()}
+    found = await case.contents.roots([case.info(path) for path in paths.values()])
+    assert found.keys() == set(paths.values())
+    roots = {name: found[path] for name, path in paths.items()}
     assert roots["hello"] == roots["weirdNames"] == roots["emptyDir"] == Directory()
     assert roots["singleFile"] == Regular(len(b"just a file\n"))
     assert isinstance(roots["executableFile"], Regular)
@@ -140,7 +142,7 @@ async def test_trees_and_entries_are_what_is_on_disk(
 async def test_absent(case: Case) -> None:
     absent = case.info(ABSENT)
     with pytest.raises((PathsMissing, SubstituterError)):
-        await case.contents.root(absent)
+        await case.contents.roots([absent])
     with pytest.raises((PathsMissing, SubstituterError)):
         await case.contents.file_tree(absent)
     with pytest.raises((PathsMissing, SubstituterError)):

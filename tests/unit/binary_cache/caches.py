@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nixery_snap.binary_cache.app import make_cache_app
+from nixery_snap.binary_cache.at_once import narinfos_at_once
 from nixery_snap.imaging.request import ImageFormat, NameGrammar
 from nixery_snap.object_store.blobs import Blobs
 from nixery_snap.object_store.store import ObjectStore
@@ -35,6 +36,9 @@ class InMemory:
             raise found
         return found
 
+    def narinfo_at_once(self, hash_part: str) -> bytes | None:
+        return None
+
     async def file(self, name: str) -> Location | None:
         self.asked.append(name)
         found = self.files.get(name)
@@ -50,6 +54,9 @@ class OfDirectory:
     root: Path
 
     async def narinfo(self, hash_part: str) -> bytes | None:
+        return self.narinfo_at_once(hash_part)
+
+    def narinfo_at_once(self, hash_part: str) -> bytes | None:
         file = self.root / f"{hash_part}.narinfo"
         return file.read_bytes() if file.exists() else None
 
@@ -69,5 +76,6 @@ def serving_cache(cache: BinaryCache, loop_name: str = "uvloop") -> Iterator[Ser
         subapps={"/nix-cache": make_cache_app(cache, public_key=PUBLIC_KEY, priority=30)},
         front_page=FRONT_PAGE.format,
     )
-    with serving(loop_name, app, HotAnswers(omit=frozenset({"x-request-id"}))) as running:
+    hot = HotAnswers(omit=frozenset({"x-request-id"}), at_once=narinfos_at_once(cache, "/nix-cache"))
+    with serving(loop_name, app, hot) as running:
         yield running

@@ -45,6 +45,37 @@ def test_offsets_are_written(tree: Tree) -> None:
     assert found == sorted(offsets.values())
 
 
+@given(trees)
+def test_roots(tree: Tree) -> None:
+    content = listing.encode(node_of(tree), offsets_of(tree))
+    value = json.loads(content.decode("utf-8", "surrogateescape"))
+    root = node_of(tree)
+    expected = Directory() if isinstance(root, Directory) else root
+    for order in (value, {"version": 1, "root": value["root"]}):
+        for sort_keys in (False, True):  # Nix 2.4 and later sort them
+            text = json.dumps(order, separators=(",", ":"), sort_keys=sort_keys)
+            assert listing.root(text.encode()) == expected
+            assert listing.root(f" {text} ".encode()) == expected
+    assert listing.root(content) == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b'{"root":{"entries":{',
+        b'{"root":{"entries":{},"type":"directory"},"version":2}',
+        b'{"root":{"entries":{},"type":"regular"},"version":1}',
+        b'{"root":{"entries":{"a":{"type":"directory"}},"type":"symlink"},"version":1}',
+        b'{"version":1,"root":{"type":"directory"}}',
+    ],
+)
+def test_roots_of_what_is_no_listing(content: bytes) -> None:
+    with pytest.raises(InvalidFormat):
+        listing.root(content)
+
+
 def test_what_nix_writes() -> None:
     content = (
         b'{"root":{"entries":{"b\xc3\xa9":{"type":"directory","entries":{}},"a\xff":{"size":3,"type":"regular",'

@@ -14,7 +14,10 @@ from nixery_snap.nix.signing import PublicKey, SecretKey, fingerprint, signers, 
 from nixery_snap.nix.store_path import StorePath
 
 OFFICIAL = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
-KEY = SecretKey.generate("cache.example-1")
+# Fixed, as it stands in the names of tests; it signs nothing else.
+KEY = SecretKey.parse(
+    "cache.example-1:kyKuvMpn8Ev8/9aXdObwDMqRRbq/E4Hp7g+Z/28uP3wWbfbqdse96v1WV2IUXhf56O8J18u7UsMQyAQEY0YOUg=="
+)
 OTHER = SecretKey.generate("other.example-1")
 A, B = StorePath("a" * 32, "a"), StorePath("b" * 32, "b")
 INFO = PathInfo(A, f"sha256:{base32.encode(bytes(32))}", 120, (A, B))

@@ -164,6 +164,21 @@ async def test_redirects() -> None:
         await transport.close()
 
 
+async def test_a_cache_that_redirects_is_asked_once_for_each_file() -> None:
+    async with serving(HELLO) as elsewhere, serving() as cache:
+
+        async def moved(request: web.Request) -> web.StreamResponse:
+            raise web.HTTPFound(elsewhere.url + request.path)
+
+        cache.faults["*"] = moved
+        transport = HttpTransport(cache.url)
+        for _ in range(5):
+            assert await transport.get(HELLO.narinfo_name, 10_000) == bytes(HELLO.narinfo)
+        assert cache.asked[HELLO.narinfo_name] == 6, "but for the first"
+        assert elsewhere.asked[HELLO.narinfo_name] == 5
+        await transport.close()
+
+
 @pytest.mark.parametrize(
     ("code", "retry", "seconds"),
     [

@@ -14,6 +14,7 @@ from nixery_snap.nix import listing
 from nixery_snap.nix.content_address import ContentAddress, store_path
 from nixery_snap.nix.file_tree import Directory, Node, Regular, Symlink
 from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix.store_path import StorePath
 from nixery_snap.nix_stores.decompression import zstd
 from nixery_snap.nix_stores.substituted_contents import SubstitutedContents
 from nixery_snap.nix_stores.substituters import Substituters
@@ -61,6 +62,10 @@ def at(cache: ScriptedCache, path: CachedPath) -> PathInfo:
     return replace(path.info, origin=cache.url)
 
 
+async def root(contents: SubstitutedContents, info: PathInfo) -> Node:
+    return (await contents.roots([info]))[info.path]
+
+
 def without_listing(cache: ScriptedCache, *paths: CachedPath) -> None:
     for path in paths:
         del cache.files[path.listing_name]
@@ -80,8 +85,8 @@ async def read(contents: SubstitutedContents, info: PathInfo) -> Files:
 
 async def test_listings_will_do() -> None:
     async with serving(HELLO, LINK, FILE) as cache, reading(cache) as contents:
-        assert await contents.root(at(cache, HELLO)) == Directory()
-        assert await contents.root(at(cache, LINK)) == Symlink("/nix/store/elsewhere")
+        assert await root(contents, at(cache, HELLO)) == Directory()
+        assert await root(contents, at(cache, LINK)) == Symlink("/nix/store/elsewhere")
         assert await contents.file_tree(at(cache, FILE)) == Regular(6)
         for _ in range(2):
             assert await contents.file_tree(at(cache, HELLO)) == HELLO.tree
@@ -99,8 +104,8 @@ async def test_nars_where_there_is_no_listing(compression: str) -> None:
     async with serving(*paths) as cache, reading(cache) as contents:
         without_listing(cache, *paths)
         for path in paths:
-            root = path.tree if not isinstance(path.tree, Directory) else Directory()
-            assert await contents.root(at(cache, path)) == root
+            expected = path.tree if not isinstance(path.tree, Directory) else Directory()
+            assert await root(contents, at(cache, path)) == expected
             assert await contents.file_tree(at(cache, path)) == path.tree
     async with serving(*paths) as cache, reading(cache) as contents:
         files = await read(contents, at(cache, paths[0]))
@@ -115,7 +120,7 @@ async def test_roots_take_little_of_a_nar() -> None:
         async with serving(large) as cache, reading(cache) as contents:
             without_listing(cache, large)
             cache.sent_bytes = 0
-            assert await contents.root(at(cache, large)) == Directory()
+            assert await root(contents, at(cache, large)) == Directory()
             assert cache.sent_bytes < 140_000
             assert cache.asked[large.narinfo.url] == 1
             assert len(cache.ranges) == 1
@@ -130,7 +135,7 @@ async def test_roots_where_the_first_bytes_are_not_enough() -> None:
     large.packed = packed
     async with serving(large) as cache, reading(cache) as contents:
         without_listing(cache, large)
-        assert await contents.root(at(cache, large)) == Directory()
+        assert await root(contents, at(cache, large)) == Directory()
         assert cache.asked[large.narinfo.url] == 2
 
 
@@ -141,9 +146,75 @@ async def test_roots_and_trees_are_recorded() -> None:
         for _ in range(2):
             async with reading(cache, records=records) as contents:
                 assert await contents.file_tree(at(cache, HELLO)) == HELLO.tree
-                assert await contents.root(at(cache, FILE)) == Regular(6)
+                assert await root(contents, at(cache, FILE)) == Regular(6)
         assert cache.asked[HELLO.narinfo.url] == 1
         assert cache.asked[FILE.listing_name] == 1
+
+
+async def test_roots_of_an_image_are_one_record() -> None:
+    store = ObjectStore("memory://")
+    others = [cached(f"path-{number}") for number in range(50)]
+    every = [HELLO, LINK, FILE, EMPTY, *others]
+    async with serving(*every) as cache:
+
+        async def ask(*paths: CachedPath) -> dict[StorePath, Node]:
+            async with reading(cache, records=StoredRecords(store, 1 << 20)) as contents:
+                return dict(await contents.roots([at(cache, path) for path in paths]))
+
+        first = await ask(*every)
+        assert len(first) == len(every)
+        assert first[LINK.path] == Symlink("/nix/store/elsewhere")
+        assert (first[FILE.path], first[EMPTY.path]) == (Regular(6), Regular(0))
+        assert all(first[path.path] == Directory() for path in (HELLO, *others))
+        assert len([key async for key, _ in store.list("records/roots")]) == 1
+        assert len([key async for key, _ in store.list("records/root/")]) == 0
+        listings = sum(number for name, number in cache.asked.items() if name.endswith(".ls"))
+        assert listings == len(every)
+        assert await ask(*every) == first
+        assert sum(number for name, number in cache.asked.items() if name.endswith(".ls")) == listings
+        # Another image, another record.
+        assert await ask(LINK, FILE) == {path.path: first[path.path] for path in (LINK, FILE)}
+        assert cache.asked[LINK.listing_name] == 2
+
+
+async def test_roots_that_are_known_are_not_asked_for_again() -> None:
+    records = StoredRecords(ObjectStore("memory://"), 1 << 20)
+    async with serving(HELLO, LINK, FILE) as cache:
+        every = [at(cache, path) for path in (HELLO, LINK, FILE)]
+        for begin_with in (every[:2], every):  # the second time all comes from the record
+            async with reading(cache, records=records) as contents:
+                await contents.roots(begin_with)
+                found = await contents.roots(every)
+                assert [found[info.path] for info in every] == [Directory(), LINK.tree, FILE.tree]
+                assert [cache.asked[path.listing_name] for path in (HELLO, LINK, FILE)] == [1, 1, 1]
+                assert await contents.roots([]) == {}
+
+
+async def test_what_a_nar_says_is_recorded_for_every_image() -> None:
+    records = StoredRecords(ObjectStore("memory://"), 1 << 20)
+    async with serving(HELLO, LINK, FILE) as cache:
+        without_listing(cache, HELLO)
+        for other in (LINK, FILE):
+            async with reading(cache, records=records) as contents:
+                found = await contents.roots([at(cache, HELLO), at(cache, other)])
+                assert found[HELLO.path] == Directory()
+        assert cache.asked[HELLO.narinfo.url] == 1
+
+
+async def test_one_bad_path_among_many() -> None:
+    paths = [cached(f"path-{number}", {b"": Directory(), b"a": b"%d" % number}) for number in range(10)]
+    async with serving(*paths) as bad, serving(*paths) as good:
+        without_listing(bad, *paths)
+        bad.files[paths[3].narinfo.url] = b"nothing"
+        async with reading(bad) as contents:
+            with pytest.raises(CorruptPath) as caught:
+                await contents.roots([at(bad, path) for path in paths])
+            assert caught.value.path == str(paths[3].path)
+        async with reading(bad, good) as contents:
+            found = await contents.roots([at(bad, path) for path in paths])
+            assert [found[path.path] for path in paths] == [Directory()] * 10
+            assert good.asked[paths[3].listing_name] == 1
+            assert good.asked[paths[4].listing_name] == 0
 
 
 async def test_names_that_are_no_text() -> None:
@@ -160,7 +231,7 @@ async def test_unknown() -> None:
     async with serving(HELLO) as cache, reading(cache) as contents:
         for info in (cached("unknown").info, replace(cached("unknown").info, origin=cache.url)):
             with pytest.raises(PathsMissing):
-                await contents.root(info)
+                await root(contents, info)
             with pytest.raises(PathsMissing):
                 await contents.file_tree(info)
             with pytest.raises(PathsMissing):
@@ -296,9 +367,9 @@ async def test_nars_that_do_not_come(what: str) -> None:
             with pytest.raises(kind):
                 await read(contents, at(bad, HELLO))
             with pytest.raises(kind):
-                await contents.root(at(bad, HELLO))
+                await root(contents, at(bad, HELLO))
         async with reading(bad, good, request_timeout=0.5) as contents:
-            assert await contents.root(at(bad, HELLO)) == Directory()
+            assert await root(contents, at(bad, HELLO)) == Directory()
             if "slow body reset hung up".count(what):  # the root was among what came
                 with pytest.raises(CorruptPath):
                     await read(contents, at(bad, HELLO))
@@ -326,7 +397,7 @@ async def test_breaking_off_in_the_middle() -> None:
 async def test_bad_listings_are_none(content: bytes) -> None:
     async with serving(HELLO) as cache, reading(cache) as contents:
         cache.faults[HELLO.listing_name] = body(content)
-        assert await contents.root(at(cache, HELLO)) == Directory()
+        assert await root(contents, at(cache, HELLO)) == Directory()
         assert await contents.file_tree(at(cache, HELLO)) == HELLO.tree
         assert cache.asked[HELLO.narinfo.url] == 2
 
@@ -366,5 +437,5 @@ async def test_a_listing_is_what_its_own_cache_says() -> None:
     async with serving(FILE) as liar, serving(FILE) as honest:
         liar.files[FILE.listing_name] = listing.encode(Directory(), {})
         async with reading(liar, honest, records=records) as contents:
-            assert await contents.root(at(liar, FILE)) == Directory()
-            assert await contents.root(at(honest, FILE)) == Regular(6)
+            assert await root(contents, at(liar, FILE)) == Directory()
+            assert await root(contents, at(honest, FILE)) == Regular(6)

@@ -336,7 +336,9 @@ async def test_a_dead_one_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None
         assert substituter.counts["requests"] == asked
         # Later it gets a chance.
         now = time.monotonic
-        monkeypatch.setattr(substituter._breaker, "_now", lambda: now() + circuit_breaker.OPEN_SECONDS)
+        monkeypatch.setattr(
+            substituter._questions._breaker, "_now", lambda: now() + circuit_breaker.OPEN_SECONDS
+        )
         with pytest.raises(SubstituterUnreachable):
             await substituter.narinfo(HELLO.path)
         assert substituter.counts["requests"] == asked + 3
@@ -350,7 +352,9 @@ async def test_a_cache_that_is_back_is_asked_again(monkeypatch: pytest.MonkeyPat
             with pytest.raises(SubstituterUnreachable, match="in time"):
                 await substituter.narinfo(path.path)
         now = time.monotonic
-        monkeypatch.setattr(substituter._breaker, "_now", lambda: now() + circuit_breaker.OPEN_SECONDS)
+        monkeypatch.setattr(
+            substituter._questions._breaker, "_now", lambda: now() + circuit_breaker.OPEN_SECONDS
+        )
         before = cache.asked.total()
         answers = await asyncio.gather(
             *(substituter.narinfo(path.path) for path in paths), return_exceptions=True
@@ -359,7 +363,7 @@ async def test_a_cache_that_is_back_is_asked_again(monkeypatch: pytest.MonkeyPat
         assert cache.asked.total() == before + 1, "one trial at a time"
         cache.faults.clear()
         later = now() + 3 * circuit_breaker.OPEN_SECONDS
-        monkeypatch.setattr(substituter._breaker, "_now", lambda: later)
+        monkeypatch.setattr(substituter._questions._breaker, "_now", lambda: later)
         assert await substituter.narinfo(paths[0].path)
         assert all(await asyncio.gather(*(substituter.narinfo(path.path) for path in paths)))
 

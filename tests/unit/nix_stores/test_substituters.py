@@ -105,6 +105,49 @@ async def test_who_has_it() -> None:
         assert not await substituters.has(HELLO.path, [other.url])
 
 
+async def test_who_has_which_of_many() -> None:
+    many = [cached(f"package-{number}", {b"": b"x"}) for number in range(300)]
+    async with (
+        serving(*many[:200]) as one,
+        serving(*many[100:], HELLO) as other,
+        asking(one.url) as a,
+        asking(other.url) as b,
+    ):
+        substituters = Substituters([a, b])
+        paths = [path.path for path in many]
+        assert await substituters.having([*paths, ABSENT], [one.url]) == set(paths[:200])
+        assert await substituters.having([*paths, ABSENT], [one.url, other.url]) == set(paths)
+        infos = await substituters.path_infos([*paths, ABSENT])
+        assert [infos[path].origin for path in paths] == [one.url] * 200 + [other.url] * 100
+        assert all(other.asked[path.narinfo_name] == 0 for path in many[:200])
+        assert {one.asked[path.narinfo_name] for path in many} == {1}
+
+
+async def test_bad_ones_among_many() -> None:
+    many = [
+        cached(f"package-{number}", {b"": b"x"}, key=[KEY, OTHER_KEY][number % 2]) for number in range(200)
+    ]
+    async with serving(*many) as cache, asking(cache.url) as one:
+        cache.files[many[0].narinfo_name] = b"nonsense"
+        cache.files[many[2].narinfo_name] = bytes(many[4].narinfo)
+        cache.faults[many[6].narinfo_name] = status(401)
+        substituters = Substituters([one])
+        infos = await substituters.path_infos([path.path for path in many])
+        good = {path.path for number, path in enumerate(many) if number % 2 == 0 and number not in {0, 2, 6}}
+        assert infos.keys() == good
+        kinds = [type(error) for path in many[:7] for error in substituters.errors_of(path.path)]
+        assert kinds == [
+            CorruptPath,
+            BadSignature,
+            CorruptPath,
+            BadSignature,
+            BadSignature,
+            SubstituterUnreachable,
+        ]
+        assert one.counts["refused"] == 102
+        assert one.counts["found"] == len(good)
+
+
 @pytest.fixture
 async def closure() -> AsyncIterator[tuple[ScriptedCache, list[CachedPath]]]:
     """500 paths, each but the first few referring to some before it, and to itself."""

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import threading
 import time
@@ -189,3 +190,36 @@ async def test_keys(tmp_path: Path, url: str) -> None:
     assert not await store.exists("records/a/1.json")
     assert await store.get("records/a/1.json") is None
     assert await store.exists("records/b/2.json")
+
+
+@pytest.mark.parametrize("url", ["memory://", "file://"])
+async def test_many_keys(tmp_path: Path, url: str) -> None:
+    store = ObjectStore(url if url == "memory://" else f"file://{tmp_path}")
+    keys_there = [f"records/{number % 7}/{number}.json" for number in range(300)]
+    written = await asyncio.gather(*(store.put_if_absent(key, key.encode()) for key in keys_there * 2))
+    assert sum(written) == 300
+    found = await store.get_many([*keys_there, "records/absent", "absent/1"])
+    assert found == {key: key.encode() for key in keys_there}
+    assert await store.get_many([]) == {}
+
+
+async def test_writing_leaves_nothing_beside(store: ObjectStore, root: Path) -> None:
+    assert await store.put_if_absent("a/b/c", b"1")
+    assert not await store.put_if_absent("a/b/c", b"2")
+    with pytest.raises(StorageError):
+        await store.put_if_absent("a/b/c/d", b"3")
+    assert files(root) == [Path("a/b/c")]
+    assert (root / "a/b/c").read_bytes() == b"1"
+    assert (root / "a/b/c").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/passwd", "a//b", "a/./b", "", "a\0b"])
+async def test_keys_lead_nowhere_else(store: ObjectStore, root: Path, key: str) -> None:
+    (root.parent / "outside").write_bytes(b"secret")
+    with pytest.raises(StorageError):
+        await store.get(key)
+    with pytest.raises(StorageError):
+        await store.get_many(["a", key])
+    with pytest.raises(StorageError):
+        await store.put_if_absent(key, b"x")
+    assert (root.parent / "outside").read_bytes() == b"secret"

@@ -284,8 +284,52 @@ def test_a_client_that_leaves_in_the_middle(server: Server) -> None:
         assert client.get("/hot").body == b"/hot "
 
 
+def made_at_once(head: bytes) -> tuple[bytes, bytes] | None:
+    """What `answer` would say of /made, before it is asked."""
+    if head != MADE:
+        return None
+    return b"HTTP/1.1 200 OK\r\nDate: ", b"\r\nContent-Length: 6\r\nX-Call: none\r\n\r\n/made "
+
+
+MADE = request("/made")
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("max_bytes", [0, 2**20])
+def test_what_can_be_made_at_once(loop: str, max_bytes: int, app: web.Application) -> None:
+    with serving(loop, app, HotAnswers(max_bytes, at_once=made_at_once)) as server:
+        with server.connect() as client:
+            for _ in range(3):
+                made = client.get("/made")
+                assert (made.body, made.headers["x-call"]) == (b"/made ", "none")
+                age = time.time() - parsedate_to_datetime(made.headers["date"]).timestamp()
+                assert -2 < age < 60
+            assert client.get("/made", "X: y").headers["x-call"] == "1"
+            assert client.get("/made").headers["x-call"] == "none"
+            client.send(MADE + MADE)  # two at once are not one plain request
+            assert [client.receive().headers["x-call"] for _ in range(2)] == ["2", "3"]
+        sizes = sum(found.size_bytes + len(head) for head, found in server.answers._answers.items())
+        assert server.answers._size_bytes == sizes <= max_bytes
+        assert bool(sizes) is bool(max_bytes)
+
+
+def test_the_date_of_an_answer_is_renewed() -> None:
+    answers = HotAnswers(at_once=made_at_once)
+    first = answers.find(MADE, 0.0)
+    assert first is not None
+    again = answers.find(MADE, 0.0)
+    assert again is first
+    answers._date, answers._date_until = b"later and longer than it was before", 10.0
+    renewed = answers.find(MADE, 1.0)
+    assert renewed == b"".join(
+        [b"HTTP/1.1 200 OK\r\nDate: ", answers._date, first[first.index(b"\r\nContent-Length") :]]
+    )
+    answers._date = b"short"
+    assert answers.find(MADE, 2.0) == renewed.replace(b"later and longer than it was before", b"short")
+
+
 questions = st.tuples(
-    st.sampled_from(["/hot", "/hot2", "/cold", "/slow", "/always"]),
+    st.sampled_from(["/hot", "/hot2", "/cold", "/slow", "/always", "/made"]),
     st.sampled_from(["GET", "HEAD", "POST"]),
     st.sampled_from(["", "body", "GET /hot HTTP/1.1\r\nHost: test\r\n\r\n"]),
 )
@@ -293,7 +337,7 @@ questions = st.tuples(
 
 @pytest.fixture(scope="module", params=LOOPS)
 def shared_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    with serving(request.param, make_app(), HotAnswers()) as running:
+    with serving(request.param, make_app(), HotAnswers(at_once=made_at_once)) as running:
         yield running
 
 

@@ -1,0 +1,91 @@
+"""Asks one server: a bounded number of questions at a time, some of them again, and none while it keeps failing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import structlog
+
+from nixery_snap.errors import InvalidFormat, SubstituterUnreachable
+from nixery_snap.nix_stores.cache_transport import TransportFailed
+from nixery_snap.nix_stores.circuit_breaker import OPEN_SECONDS, CircuitBreaker, CircuitOpen
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+_TRIES: Final = 3
+_BACK_OFF_SECONDS: Final = 0.1
+_MAX_WAIT_SECONDS: Final = 5.0  # a Retry-After beyond it is taken for a no
+
+
+class Questions:
+    """Those to the substituter `url`; counts "requests" and "failures"."""
+
+    def __init__(self, url: str, counts: Counter[str], concurrency: int) -> None:
+        self._url, self._counts = url, counts
+        self._turns = asyncio.Semaphore(concurrency)
+        self._breaker = CircuitBreaker(self._opened)
+
+    @property
+    def are_answered(self) -> bool:
+        """As far as is known without asking."""
+        return self._breaker.is_sound
+
+    async def ask(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` returns, with as many tries as it takes. Raises SubstituterUnreachable."""
+        try:
+            is_trial = self._breaker.begin()
+            try:
+                # Waiting for the next try keeps the turn: a cache that fails gets no more questions than it has.
+                async with self._turns:
+                    for tried in range(1, _TRIES + 1):
+                        if not is_trial:
+                            self._breaker.check()
+                        try:
+                            return await self._counted(work)
+                        except TransportFailed as error:
+                            wait_seconds = _wait_seconds(tried, error)
+                            if wait_seconds is None:
+                                self._breaker.failed(error.reason)
+                                raise SubstituterUnreachable(self._url, error.reason) from error
+                        await asyncio.sleep(wait_seconds)
+            finally:
+                if is_trial:
+                    self._breaker.end_trial()
+        except CircuitOpen as error:
+            raise SubstituterUnreachable(self._url, f"{error.reason}; it is left alone for a while") from None
+        raise AssertionError("the last try waits for nothing")
+
+    def failed(self, reason: str) -> None:
+        """What was answered broke off afterwards."""
+        self._counts["failures"] += 1
+        self._breaker.failed(reason)
+
+    async def _counted(self, work: Callable[[], Awaitable[T]]) -> T:
+        self._counts["requests"] += 1
+        try:
+            answer = await work()
+        except TransportFailed:
+            self._counts["failures"] += 1
+            raise
+        except InvalidFormat:
+            self._breaker.succeeded()  # it answers, if nonsense
+            raise
+        self._breaker.succeeded()
+        return answer
+
+    def _opened(self, reason: str) -> None:
+        log.warning("substituter-unreachable", url=self._url, reason=reason, seconds=OPEN_SECONDS)
+
+
+def _wait_seconds(tried: int, error: TransportFailed) -> float | None:
+    """How long to wait before the next try; None: there is none."""
+    wanted = error.retry_after_seconds
+    if not error.retry or tried == _TRIES or (wanted or 0) > _MAX_WAIT_SECONDS:
+        return None
+    back_off: float = _BACK_OFF_SECONDS * (1 << (tried - 1)) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    return max(back_off, wanted or 0)
