@@ -1,0 +1,85 @@
+"""Realises single store paths for the snapshotter, together with what else their image needs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+from cachetools import LRUCache
+
+from nixery_snap.errors import ContainerdError, InvalidFormat, NixerySnapError, StorageError
+from nixery_snap.image_service.annotations import store_paths
+from nixery_snap.image_service.containerd import Containerd
+from nixery_snap.image_service.gc_roots import GcRoots
+from nixery_snap.image_service.path_realiser import PathRealiser
+from nixery_snap.image_service.prefetch import Prefetcher
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.oci.digest import Digest
+from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Manifest
+
+log = structlog.get_logger()
+
+_REMEMBERED_MANIFESTS: Final = 1024
+
+
+class Builder:
+    """Knows the neighbours of a path from the manifests in containerd's content store."""
+
+    def __init__(
+        self, containerd: Containerd, prefetcher: Prefetcher, realiser: PathRealiser, roots: GcRoots
+    ) -> None:
+        self._containerd = containerd
+        self._prefetcher = prefetcher
+        self._realiser = realiser
+        self._roots = roots
+        self._manifests: LRUCache[Digest, frozenset[StorePath]] = LRUCache(_REMEMBERED_MANIFESTS)
+        self._looking = asyncio.Lock()
+
+    async def realise(self, out_link: str, store_path: str) -> None:
+        """Afterwards the path is there and `out_link` is a link that keeps it.
+
+        Raises InvalidFormat, PathsNotSubstituted, RealisationTimedOut, StorageError.
+        """
+        path, link = StorePath.parse(store_path), Path(out_link)
+        if not link.is_absolute() or ".." in link.parts:
+            raise InvalidFormat("link", out_link, "it must be an absolute path")
+        key = None
+        with suppress(NixerySnapError):  # the path by itself may still be had
+            if found := await self._image_with(path):
+                await self._prefetcher.fetch(found.hex, self._manifests[found])
+                key = found.hex
+        try:
+            await asyncio.to_thread(os.makedirs, link.parent, exist_ok=True)
+            linked = False
+            if key:
+                linked = await asyncio.to_thread(self._roots.add_link, key, link, path)
+        except OSError as error:
+            raise StorageError(f"no link {link}: {error}") from error
+        if not linked:
+            await self._realiser.fetch(link, [path], (), lambda line: None)
+
+    async def _image_with(self, path: StorePath) -> Digest | None:
+        async with self._looking:
+            if not (found := self._known(path)):
+                await self._look()
+                found = self._known(path)
+        return found
+
+    def _known(self, path: StorePath) -> Digest | None:
+        return next((digest for digest, paths in self._manifests.items() if path in paths), None)
+
+    async def _look(self) -> None:
+        """Manifests are blobs that refer to a config; containerd has them before it unpacks their layers."""
+        for digest in await self._containerd.content_with_label("containerd.io/gc.ref.content.config"):
+            if digest in self._manifests:
+                continue
+            try:
+                manifest = Manifest.parse(await self._containerd.content(digest, MAX_MANIFEST_BYTES))
+                self._manifests[digest] = frozenset(store_paths(manifest))
+            except (ContainerdError, InvalidFormat) as error:
+                log.info("manifest-unread", digest=str(digest), reason=str(error))
+                self._manifests[digest] = frozenset()

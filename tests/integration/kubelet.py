@@ -1,0 +1,356 @@
+"""A node as the kubelet sees it: containerd with CRI, the snapshotter, the image service, and an empty Nix store."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from nixery_snap.image_service.generated import cri_pb2 as cri
+from tests.integration.nixtools import ChrootStore
+from tests.integration.processes import Daemon, run, wait_until
+from tests.integration.runtimes.cleanup import remove_empty_cgroups
+from tests.integration.runtimes.containerd import Containerd, starting
+from tests.integration.server import Json, Substituter, program_env
+from tests.support.generated import cri_runtime_pb2 as runtime
+
+M = TypeVar("M", bound=Message)
+ROOT = Path(__file__).parents[2]
+IMAGES = "/runtime.v1.ImageService/"
+RUNTIME = "/runtime.v1.RuntimeService/"
+NODE = 2  # a namespace of the node's own
+EXITED = 2
+PAUSE = "localhost/pause:test"
+
+CRI_1 = """
+[proxy_plugins.nix]
+type = "snapshot"
+address = "{snapshotter}"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/amd64"
+snapshotter = "nix"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "nix"
+disable_snapshot_annotations = false
+[plugins."io.containerd.grpc.v1.cri".registry]
+config_path = "{certs}"
+"""
+CRI_2 = """
+[proxy_plugins.nix]
+type = "snapshot"
+address = "{snapshotter}"
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+platform = "linux/amd64"
+snapshotter = "nix"
+[plugins.'io.containerd.cri.v1.images']
+snapshotter = "nix"
+disable_snapshot_annotations = false
+use_local_image_pull = true
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+sandbox = "{pause}"
+[plugins.'io.containerd.cri.v1.images'.registry]
+config_path = "{certs}"
+[plugins.'io.containerd.cri.v1.runtime']
+restrict_oom_score_adj = true
+"""
+
+
+@dataclass
+class Kubelet:
+    """Calls of CRI, those about images to `image_socket`."""
+
+    image_socket: Path
+    runtime_socket: Path
+    directory: Path
+    channels: dict[Path, grpc.Channel] = field(default_factory=dict)
+
+    def call(self, method: str, request: Message, kind: type[M], *, seconds: float = 60, **options: Any) -> M:
+        socket = self.image_socket if method.startswith(IMAGES) else self.runtime_socket
+        if socket not in self.channels:
+            self.channels[socket] = grpc.insecure_channel(f"unix://{socket}")
+        rpc = self.channels[socket].unary_unary(
+            method,
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=kind.FromString,
+        )
+        answer: M = rpc(request, timeout=seconds, **options)
+        return answer
+
+    def close(self) -> None:
+        for channel in self.channels.values():
+            channel.close()
+
+    def pull(self, image: str, *, seconds: float = 120, auth: cri.AuthConfig | None = None) -> str:
+        request = cri.PullImageRequest(image=cri.ImageSpec(image=image), auth=auth)
+        return self.call(IMAGES + "PullImage", request, cri.PullImageResponse, seconds=seconds).image_ref
+
+    def refused(self, image: str, **options: Any) -> tuple[grpc.StatusCode, str]:
+        try:
+            self.pull(image, **options)
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+        raise AssertionError(f"{image} was pulled")
+
+    def status(self, image: str) -> cri.Image | None:
+        request = cri.ImageStatusRequest(image=cri.ImageSpec(image=image))
+        answer = self.call(IMAGES + "ImageStatus", request, cri.ImageStatusResponse)
+        return answer.image if answer.HasField("image") else None
+
+    def images(self) -> list[cri.Image]:
+        return list(self.call(IMAGES + "ListImages", cri.ListImagesRequest(), cri.ListImagesResponse).images)
+
+    def remove(self, image: str) -> None:
+        request = cri.RemoveImageRequest(image=cri.ImageSpec(image=image))
+        self.call(IMAGES + "RemoveImage", request, cri.RemoveImageResponse)
+
+    def image_file_system(self) -> cri.FilesystemUsage:
+        answer = self.call(IMAGES + "ImageFsInfo", cri.ImageFsInfoRequest(), cri.ImageFsInfoResponse)
+        return answer.image_filesystems[0]
+
+    def run_pod(self, image: str, *command: str) -> tuple[int, str]:
+        """A pod of one container that runs to its end: its exit code, and its log as CRI writes it."""
+        name = f"test-{uuid.uuid4().hex[:8]}"
+        logs = self.directory / name
+        logs.mkdir()
+        options = runtime.NamespaceOption(network=NODE)
+        sandbox = runtime.PodSandboxConfig(
+            metadata=runtime.PodSandboxMetadata(name=name, uid=name, namespace="default"),
+            log_directory=str(logs),
+            linux=runtime.LinuxPodSandboxConfig(
+                cgroup_parent=f"/{name}",
+                security_context=runtime.LinuxSandboxSecurityContext(namespace_options=options),
+            ),
+        )
+        request = runtime.RunPodSandboxRequest(config=sandbox)
+        pod = self.call(RUNTIME + "RunPodSandbox", request, runtime.RunPodSandboxResponse).pod_sandbox_id
+        try:
+            config = runtime.ContainerConfig(
+                metadata=runtime.ContainerMetadata(name="main"),
+                image=cri.ImageSpec(image=image),
+                command=command,
+                log_path="log",
+                linux=runtime.LinuxContainerConfig(
+                    security_context=runtime.LinuxContainerSecurityContext(namespace_options=options)
+                ),
+            )
+            create = runtime.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=sandbox)
+            made = self.call(
+                RUNTIME + "CreateContainer", create, runtime.CreateContainerResponse
+            ).container_id
+            start = runtime.StartContainerRequest(container_id=made)
+            self.call(RUNTIME + "StartContainer", start, cri.RemoveImageResponse)
+            ask = runtime.ContainerStatusRequest(container_id=made)
+
+            def status() -> runtime.ContainerStatus:
+                return self.call(RUNTIME + "ContainerStatus", ask, runtime.ContainerStatusResponse).status
+
+            wait_until(lambda: status().state == EXITED, seconds=30, what="the container's end")
+            lines = (logs / "log").read_text().splitlines()
+            return status().exit_code, "".join(line.split(" ", 3)[3] + "\n" for line in lines)
+        finally:
+            stop = runtime.StopPodSandboxRequest(pod_sandbox_id=pod)
+            self.call(RUNTIME + "StopPodSandbox", stop, cri.RemoveImageResponse)
+            remove = runtime.RemovePodSandboxRequest(pod_sandbox_id=pod)
+            self.call(RUNTIME + "RemovePodSandbox", remove, cri.RemoveImageResponse)
+            remove_empty_cgroups(name)
+
+
+@dataclass
+class Node:
+    """Each part can be stopped and started by itself."""
+
+    directory: Path
+    store: ChrootStore
+    substituters: list[Substituter]
+    containerd: Containerd
+    start_containerd: Callable[[], Daemon]
+    source: Path | None = None
+    registries: list[str] = field(default_factory=list)
+    builder: Path | None = None
+    running: dict[str, Daemon] = field(default_factory=dict)
+
+    @property
+    def image_socket(self) -> Path:
+        return self.directory / "image.sock"
+
+    @property
+    def snapshotter_socket(self) -> Path:
+        return self.directory / "snap.sock"
+
+    @property
+    def roots(self) -> Path:
+        return self.directory / "cache" / "image-roots"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "service.log"
+
+    @property
+    def certs(self) -> Path:
+        return self.directory / "certs.d"
+
+    def start(self, *parts: str) -> None:
+        for part in parts or ("snapshotter", "containerd", "service"):
+            {
+                "snapshotter": self.start_snapshotter,
+                "containerd": self.start_own_containerd,
+                "service": self.start_service,
+            }[part]()
+
+    def stop(self, *parts: str) -> None:
+        for part in parts or tuple(self.running):
+            if daemon := self.running.pop(part, None):
+                daemon.stop()
+
+    def start_own_containerd(self) -> None:
+        self.running["containerd"] = self.start_containerd()
+
+    def start_snapshotter(self) -> None:
+        command = [sys.executable, "-m", "tests.support.snapshotter", "--socket", self.snapshotter_socket]
+        command += ["--root", self.directory / "snapshotter", "--store", self.store.root]
+        command += ["--builder", self.builder] if self.builder else []
+        options = {name: value for one in self.substituters for name, value in _options(one).items()}
+        env = program_env(self.directory / "home")
+        env["NIX_CONFIG"] += "".join(f"\n{name} = {value}" for name, value in options.items())
+        daemon = Daemon([str(part) for part in command], log=self.directory / "snapshotter.log", env=env)
+        self.running["snapshotter"] = daemon
+        daemon.wait_ready(lambda: answers(self.snapshotter_socket))
+
+    def start_service(self, **env: str) -> None:
+        config = self.directory / "service.toml"
+        config.write_text(f'cache_directory = "{self.directory / "cache"}"\n' + self.settings())
+        command = [sys.executable, "-m", "tests.support.image_service", "--config", config]
+        command += [
+            "--listen",
+            f"unix://{self.image_socket}",
+            "--containerd",
+            f"unix://{self.containerd.socket}",
+        ]
+        command += ["--certs", self.certs, *(f"--registry={one}" for one in self.registries)]
+        daemon = Daemon(
+            [str(part) for part in command],
+            log=self.log,
+            env=program_env(self.directory / "home", **env),
+        )
+        self.running["service"] = daemon
+        daemon.wait_ready(lambda: answers(self.image_socket))
+
+    def settings(self) -> str:
+        source = f'source = "path:{self.source}"\n' if self.source else f'source = "path:{self.directory}"\n'
+        substituters = f"substituters = [{', '.join(map(str, self.substituters))}]\n"
+        return (
+            f'storage = "file://{self.directory / "storage"}"\n{source}{substituters}'
+            f'[nix]\nstore = "{self.store.root}"\n'
+        )
+
+    def events(self, name: str) -> list[Json]:
+        lines = [json.loads(line) for line in self.log.read_text().split("\n")[:-1] if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
+
+    def realised(self) -> list[str]:
+        """What the snapshotter asked for, in order."""
+        lines = (self.directory / "snapshotter.log").read_text().splitlines()
+        return [json.loads(line)["realised"] for line in lines if line.startswith('{"realised"')]
+
+    @contextlib.contextmanager
+    def kubelet(self) -> Iterator[Kubelet]:
+        kubelet = Kubelet(self.image_socket, self.containerd.socket, self.directory)
+        try:
+            yield kubelet
+        finally:
+            kubelet.close()
+
+    def ctr(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.containerd.ctr("--namespace", "k8s.io", *arguments, check=check)
+
+    def load_pause(self) -> None:
+        """What holds a pod's namespaces: one static program."""
+        archive = pause_archive(self.directory / "pause.tar")
+        self.ctr("images", "import", "--snapshotter", "nix", "--base-name", "localhost/pause", str(archive))
+
+
+def _options(substituter: Substituter) -> dict[str, str]:
+    return {
+        "extra-substituters": substituter.url,
+        "extra-trusted-public-keys": " ".join(substituter.public_keys),
+        "require-sigs": "true",
+    }
+
+
+def answers(socket: Path) -> bool:
+    if not socket.exists():
+        return False
+    with grpc.insecure_channel(f"unix://{socket}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=2)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
+
+
+def pause_archive(path: Path) -> Path:
+    """A Docker archive of an image that sleeps."""
+    build = path.parent / "pause"
+    layer, config = build / "layer.tar", build / "config.json"
+    (build / "rootfs/bin").mkdir(parents=True)
+    busybox = shutil.which("busybox")
+    assert busybox
+    shutil.copy(busybox, build / "rootfs/bin/busybox")
+    run("tar", "-C", build / "rootfs", "-cf", layer, ".")
+    digest = run("sha256sum", layer).stdout.split()[0]
+    config.write_text(
+        json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {"Cmd": ["/bin/busybox", "sleep", "3600"]},
+                "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+            }
+        )
+    )
+    manifest = [{"Config": "config.json", "RepoTags": [PAUSE], "Layers": ["layer.tar"]}]
+    (build / "manifest.json").write_text(json.dumps(manifest))
+    run("tar", "-C", build, "-cf", path, "manifest.json", "config.json", "layer.tar")
+    return path
+
+
+@contextlib.contextmanager
+def new_node(
+    directory: Path,
+    release: str,
+    substituters: list[Substituter],
+    *,
+    source: Path | None = None,
+    lack: str = "",
+) -> Iterator[Node]:
+    """Nothing of it runs yet. Its containerd can lack the settings for the "snapshotter" or for "unpacking"."""
+    directory.mkdir(parents=True, exist_ok=True)
+    store = ChrootStore.create(directory / "store")
+    text = (CRI_2 if release == "2" else CRI_1).format(
+        snapshotter=directory / "snap.sock", pause=PAUSE, certs=directory / "certs.d"
+    )
+    if lack == "unpacking":
+        text = re.sub(r"\[\[plugins.+unpack_config\]\]\n.+\n.+\n", "", text)
+    elif lack == "snapshotter":
+        text = ""
+    (directory / "certs.d").mkdir()
+    with starting(directory, release, text) as (client, start):
+        node = Node(directory, store, substituters, client, start, source)
+        try:
+            yield node
+        finally:
+            node.stop(*reversed(list(node.running)))

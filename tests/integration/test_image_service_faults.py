@@ -1,0 +1,261 @@
+"""The image service when things go wrong on the node: restarts, deadlines, crowds, old containerd, missing settings."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.integration.caches import CacheDirectory, KeyPair, Served
+from tests.integration.images import image_paths
+from tests.integration.kubelet import Kubelet, Node, new_node
+from tests.integration.nixtools import EXAMPLES
+from tests.integration.processes import wait_until
+from tests.integration.server import Registry, Substituter
+
+RELEASES = ["1.7", "2"]
+NAMES = [
+    "hello",
+    "which",
+    "nano",
+    "curl",
+    "moreutils",
+    "coreutils",
+    "bash",
+    "shell/hello",
+    "cacert",
+    "busybox",
+]
+
+
+@pytest.fixture(params=RELEASES)
+def node(request: pytest.FixtureRequest, directory: Path, served: Served) -> Iterator[Node]:
+    with new_node(directory / "node", request.param, [served.substituter()], source=EXAMPLES) as made:
+        yield made
+
+
+def nothing_left(node: Node) -> None:
+    """Once its images are removed, a node is as it was."""
+    pinned = {"localhost/pause:test"}
+    with node.kubelet() as kubelet:
+        for image in kubelet.images():
+            if image.pinned:
+                pinned.add(image.id)
+            else:
+                kubelet.remove(image.id)
+    wait_until(
+        lambda: not node.roots.exists() or not os.listdir(node.roots), seconds=20, what="no links are left"
+    )
+    leases = node.ctr("leases", "ls", "--quiet").stdout.split()
+    assert not leases
+    assert set(node.ctr("images", "ls", "--quiet").stdout.split()) <= pinned
+    assert not node.ctr("content", "active").stdout.splitlines()[1:]
+
+
+def test_many_at_once_share_the_work(node: Node, served: Served) -> None:
+    node.start()
+    with node.kubelet() as kubelet, ThreadPoolExecutor(50) as pool:
+        pulls = [pool.submit(kubelet.pull, f"nix:0/{NAMES[number % 10]}") for number in range(50)]
+        ids = [pull.result() for pull in pulls]
+    assert len(set(ids)) == len(NAMES)
+    nars = [one.path for one in served.nars()]
+    assert len(nars) == len(set(nars)), "a path was fetched twice"
+    nothing_left(node)
+
+
+def test_a_deadline_ends_the_wait_and_not_the_work(node: Node) -> None:
+    node.start()
+    with node.kubelet() as kubelet:
+        code, _ = kubelet.refused("nix:0/shell/wide", seconds=0.3)
+        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+        wait_until(lambda: bool(node.events("imported")), seconds=60, what="the image is there")
+        kubelet.pull("nix:0/shell/wide")
+        assert len(node.events("imported")) <= 2
+    nothing_left(node)
+
+
+@pytest.mark.parametrize("part", ["containerd", "service", "snapshotter"])
+def test_restarts_during_a_pull(node: Node, part: str) -> None:
+    node.start()
+    with node.kubelet() as kubelet:
+        outcome: list[str] = []
+
+        def pull() -> None:
+            try:
+                outcome.append(kubelet.pull("nix:0/shell/wide"))
+            except grpc.RpcError as error:
+                outcome.append(str(error.details()))
+
+        for _ in range(3):
+            pulling = threading.Thread(target=pull)
+            pulling.start()
+            time.sleep(random.uniform(0.1, 1.5))
+            node.running[part].kill()
+            node.running.pop(part)
+            node.start(part)
+            pulling.join(60)
+            assert not pulling.is_alive()
+        image_id = kubelet.pull("nix:0/shell/wide")
+        status = kubelet.status("nix:0/shell/wide")
+        assert status
+        assert status.id == image_id
+        node.load_pause()
+        assert kubelet.run_pod("nix:0/shell/wide", "bash", "-c", "cat /needs | wc -l")[0] == 0
+    nothing_left(node)
+
+
+def test_it_starts_before_containerd_and_outlives_it(node: Node) -> None:
+    node.start("snapshotter", "service")
+    with node.kubelet() as kubelet:
+        for reference in ("nix:0/hello", "registry.invalid/hello"):
+            code, message = kubelet.refused(reference)
+            assert code is grpc.StatusCode.UNAVAILABLE
+            assert "containerd does not answer" in message
+        for _ in range(2):
+            node.start("containerd")
+            wait_until(lambda: answered(kubelet), seconds=20, what="containerd is reached")
+            kubelet.pull("nix:0/hello")
+            node.stop("containerd")
+        with pytest.raises(grpc.RpcError) as raised:
+            kubelet.images()
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def answered(kubelet: Kubelet) -> bool:
+    try:
+        kubelet.images()
+    except grpc.RpcError:
+        return False
+    return True
+
+
+def test_links_of_images_that_went_while_it_was_down_are_swept(node: Node) -> None:
+    node.start()
+    with node.kubelet() as kubelet:
+        kubelet.pull("nix:0/hello")
+        kubelet.pull("nix:0/which")
+        before = set(os.listdir(node.roots))
+        node.stop("service")
+        (node.roots / "no-digest").mkdir()
+        alone = Kubelet(node.containerd.socket, node.containerd.socket, node.directory)
+        alone.remove("nix:0/hello")
+        alone.close()
+        node.start("service")
+        wait_until(lambda: len(os.listdir(node.roots)) == 1, seconds=20, what="orphans are gone")
+        assert set(os.listdir(node.roots)) < before
+
+
+def test_the_socket_is_for_its_group_only(node: Node) -> None:
+    node.start("service")
+    mode = node.image_socket.stat().st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o660
+    assert node.running.pop("service").stop() == 0
+    assert not node.image_socket.exists()
+    assert [event for event in node.events("stopped") if event["pulls_given_up"] == 0]
+
+
+def test_bad_signatures_and_dead_caches(directory: Path, served: Served) -> None:
+    other = KeyPair.generate(directory / "other-key", "other-1")
+    dead = Substituter("http://127.0.0.1:9", [other.public])
+    wrong = Substituter(served.url, [other.public])
+    with new_node(directory / "node", "2", [wrong, dead], source=EXAMPLES) as node:
+        node.start()
+        path = image_path(served.cache)
+        with node.kubelet() as kubelet:
+            code, message = kubelet.refused(f"nix:0{path}")
+            assert code is grpc.StatusCode.NOT_FOUND
+            assert served.url in message
+            assert "not signed by any of the keys" in message
+            assert dead.url in message
+
+
+def image_path(cache: CacheDirectory) -> str:
+    """Some path of the cache; that it is no archive is not seen before it is fetched."""
+    narinfo = next(cache.root.glob("*.narinfo")).read_text()
+    return next(line.split()[1] for line in narinfo.splitlines() if line.startswith("StorePath:"))
+
+
+def test_containerd_that_is_too_old(directory: Path, served: Served, registry: Registry) -> None:
+    with new_node(directory / "node", "1.6", [served.substituter()], source=EXAMPLES) as node:
+        node.start()
+        node.load_pause()
+        with node.kubelet() as kubelet:
+            code, message = kubelet.refused("nix:0/hello")
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+            assert "1.6.20" in message
+            assert "1.7 or later" in message
+            name = f"{registry.host}/classic/hello:latest"
+            kubelet.pull(name)
+            assert kubelet.run_pod(name) == (0, "Hello, world!\n")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("lack", ["snapshotter", "unpacking"])
+def test_containerd_without_the_settings(directory: Path, served: Served, release: str, lack: str) -> None:
+    with new_node(directory / "node", release, [served.substituter()], source=EXAMPLES, lack=lack) as node:
+        node.start()
+        with node.kubelet() as kubelet:
+            code, message = kubelet.refused("nix:0/hello")
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+            assert "[proxy_plugins.nix]" in message
+            assert 'unpack_config]]\nplatform = "linux/amd64"\nsnapshotter = "nix"' in message
+            assert not kubelet.images()
+
+
+@pytest.mark.parametrize("service", [True, False], ids=["with the service", "without it"])
+def test_external_builder(node: Node, service: bool, registry: Registry) -> None:
+    """containerd pulls by itself; the snapshotter has its paths realised by the image service, or by Nix."""
+    node.builder = builder_script(node)
+    node.substituters.append(Substituter(registry.cache_url, [registry.public_key]))
+    node.start("snapshotter", "containerd", *(["service"] if service else []))
+    name = f"{registry.host}/nix-snapshotter/wide:latest"
+    paths = image_paths(registry, "wide")
+    pull_directly(node, name)
+    assert all(node.store.physical(path).exists() for path in paths)
+    node.store.run("nix-store", "--gc")
+    assert all(node.store.physical(path).exists() for path in paths), "each link is a root"
+    if service:
+        assert sum(event["paths"] for event in node.events("prefetched")) >= len(paths)
+
+
+def test_straight_from_the_registry_without_the_image_service(node: Node, registry: Registry) -> None:
+    node.substituters.append(Substituter(registry.cache_url, [registry.public_key]))
+    node.start("snapshotter", "containerd")
+    name = f"{registry.host}/nix-snapshotter/hello:latest"
+    pull_directly(node, name)
+    assert node.ctr("run", "--rm", "--snapshotter", "nix", name, "test-direct").stdout == "Hello, world!\n"
+
+
+def pull_directly(node: Node, name: str) -> None:
+    """From the registry by containerd alone; up to 1.7 ctr tells snapshotters of no annotations, but CRI does."""
+    if "containerd-1.7" in node.containerd.env["PATH"]:
+        alone = Kubelet(node.containerd.socket, node.containerd.socket, node.directory)
+        alone.pull(name)
+        alone.close()
+    else:
+        node.ctr("images", "pull", "--plain-http", "--snapshotter", "nix", name)
+
+
+def builder_script(node: Node) -> Path:
+    """What the snapshotter calls: the program, told where this node's socket and store are."""
+    script = node.directory / "builder"
+    python = f"{sys.executable} -I"
+    script.write_text(
+        f"#!/bin/sh\nexport NIXERY_SNAP_IMAGE_SERVICE__LISTEN=unix://{node.image_socket}"
+        f' NIX_REMOTE={node.store.root}\nexec {python} {BUILDER} "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
+
+
+BUILDER = Path(__file__).parents[2] / "nixery_snap/image_service/external_builder.py"

@@ -1,0 +1,259 @@
+"""The image service on a node: all four ways of a pull, and what the kubelet sees of the images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from nixery_snap.image_service.generated import cri_pb2 as cri
+from tests.integration.caches import CacheDirectory, Served, nginx
+from tests.integration.image_archives import docker_archive, oci_archive, with_annotations
+from tests.integration.images import image_paths
+from tests.integration.kubelet import Kubelet, Node, new_node
+from tests.integration.nixtools import EXAMPLES, ChrootStore
+from tests.integration.processes import wait_until
+from tests.integration.server import Registry, Substituter, digest_of
+
+
+@dataclass
+class World:
+    """A node, the kubelet on it, and the place where archives get into a binary cache that it knows."""
+
+    node: Node
+    kubelet: Kubelet
+    registry: Registry
+    builder: ChrootStore
+    cache: CacheDirectory
+
+    def publish(self, archive: Path) -> str:
+        """The archive as a store path that the node can fetch."""
+        path = self.builder.run("nix-store", "--add", archive).strip()
+        self.cache.publish(self.builder, [path])
+        return path
+
+    def has(self, path: str) -> bool:
+        return self.node.store.physical(path).exists()
+
+    def roots(self) -> set[str]:
+        return set(os.listdir(self.node.roots)) if self.node.roots.exists() else set()
+
+    def prefetched(self, digest: str) -> int:
+        """How many paths were fetched at once for the image with this manifest."""
+        key = digest.removeprefix("sha256:")
+        return sum(event["paths"] for event in self.node.events("prefetched") if event["key"] == key)
+
+
+@pytest.fixture(scope="module")
+def own_cache(full_cache: CacheDirectory, scratch: Path) -> Iterator[Served]:
+    """A copy of the full cache for archives to be added to."""
+    copy = full_cache.copy(scratch / "image-service-cache")
+    with nginx(copy, scratch / "image-service-nginx") as served:
+        yield served
+
+
+@pytest.fixture(scope="module", params=["1.7", "2"])
+def world(
+    request: pytest.FixtureRequest,
+    scratch: Path,
+    registry: Registry,
+    prepared_store: ChrootStore,
+    own_cache: Served,
+) -> Iterator[World]:
+    release: str = request.param
+    builder = prepared_store.copy(scratch / f"archives-{release}")
+    substituters = [own_cache.substituter(), Substituter(registry.cache_url, [registry.public_key])]
+    with new_node(scratch / f"node-{release}", release, substituters, source=EXAMPLES) as node:
+        node.registries = [registry.host]
+        node.start()
+        node.load_pause()
+        with node.kubelet() as kubelet:
+            yield World(node, kubelet, registry, builder, own_cache.cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "options", "output"),
+    [
+        ("hello", "legacy", {}, "Hello, world!\n"),
+        ("curl", "closure", {"compress": True}, "curl 8.8.0 (tiny)\n"),
+        ("shell/hello", "legacy", {"compress": True, "nested": True}, None),
+    ],
+)
+def test_archive_in_the_nix_store(
+    world: World, directory: Path, name: str, form: str, options: dict[str, bool], output: str | None
+) -> None:
+    image = with_annotations(world.registry.pull(f"nix-snapshotter/{name}"), form)
+    path = world.publish(oci_archive(image, directory / f"{form}.tar", **options))
+    reference = f"nix:0{path}"
+    before = len(world.node.realised())
+
+    assert world.kubelet.pull(reference) == image.manifest["config"]["digest"]
+
+    assert all(world.has(one) for one in image_paths(world.registry, name))
+    assert world.prefetched(image.digest) or name == "shell/hello"
+    assert len(world.node.realised()) - before == (
+        1 if form == "closure" else len(image_paths(world.registry, name))
+    )
+    status = world.kubelet.status(reference)
+    assert status
+    assert list(status.repo_tags) == [f"{reference}:latest"]
+    assert list(status.repo_digests) == [f"{reference}@{image.digest}"]
+    if output:
+        assert world.kubelet.run_pod(f"{reference}:latest") == (0, output)
+    else:
+        assert world.kubelet.run_pod(reference, "bash", "-c", "hello; exit 3") == (3, "Hello, world!\n")
+
+
+def test_dockers_form_of_an_archive(world: World, directory: Path) -> None:
+    image = world.registry.pull("classic/hello")
+    path = world.publish(docker_archive(image, directory / "docker.tar"))
+    assert world.kubelet.pull(f"nix:0{path}:latest") == image.manifest["config"]["digest"]
+    assert world.kubelet.run_pod(f"nix:0{path}") == (0, "Hello, world!\n")
+
+
+def test_assembled_on_the_node_by_name(world: World) -> None:
+    asked = world.registry.manifest("nix-snapshotter/which").json()
+    image_id = world.kubelet.pull("nix:0/which")
+    assert image_id == asked["config"]["digest"], "the same image as a registry makes"
+    for reference in ("nix:0/which", "nix:0/which:latest", image_id):
+        status = world.kubelet.status(reference)
+        assert status, reference
+        assert status.id == image_id
+        assert list(status.repo_tags) == ["nix:0/which:latest"]
+    [digest] = status.repo_digests
+    assert world.kubelet.pull(digest) == image_id
+    status = world.kubelet.status(digest)
+    assert status
+    assert status.id == image_id
+    code, log = world.kubelet.run_pod("nix:0/which:latest", "/bin/which", "which")
+    assert (code, log.strip()) == (0, "/bin/which")
+
+
+def test_classic_on_the_node_by_name(world: World) -> None:
+    world.kubelet.pull("nix:0/classic/hello")
+    assert world.kubelet.run_pod("nix:0/classic/hello") == (0, "Hello, world!\n")
+
+
+def test_from_our_registry_with_all_paths_at_once(world: World) -> None:
+    """121 paths: the snapshotter asks for each, and finds it there."""
+    name = f"{world.registry.host}/nix-snapshotter/shell/wide:latest"
+    paths = image_paths(world.registry, "shell/wide")
+    manifest = world.registry.manifest("nix-snapshotter/shell/wide")
+    missing = [path for path in paths if not world.has(path)]
+    assert len(missing) > 100
+
+    image_id = world.kubelet.pull(name)
+
+    assert world.prefetched(digest_of(manifest.body)) >= len(missing)
+    status = world.kubelet.status(name)
+    assert status
+    assert status.id == image_id
+    command = "for path in $(cat /needs); do last=$path; done; cat $last/id"
+    assert world.kubelet.run_pod(name, "bash", "-c", command) == (0, "119\n")
+
+
+def test_classic_images_of_registries_are_passed_on(world: World) -> None:
+    name = f"{world.registry.host}/classic/curl:latest"
+    world.kubelet.pull(name)
+    assert world.kubelet.run_pod(name) == (0, "curl 8.8.0 (tiny)\n")
+
+
+def test_garbage_collection_takes_nothing_of_an_image(world: World) -> None:
+    world.kubelet.pull("nix:0/nano")
+    paths = image_paths(world.registry, "nano")
+    world.node.store.run("nix-store", "--gc")
+    assert all(world.has(path) for path in paths)
+
+
+@pytest.mark.parametrize("by_id", [False, True], ids=["by name", "by id"])
+def test_removed(world: World, *, by_id: bool) -> None:
+    reference = "nix:0/moreutils"
+    before = world.roots()
+    image_id = world.kubelet.pull(reference)
+    made = world.roots() - before
+    assert len(made) == 1
+    assert any(image.id == image_id for image in world.kubelet.images())
+
+    for _ in range(2):  # who removes it twice is told the same
+        world.kubelet.remove(image_id if by_id else reference)
+
+    assert world.kubelet.status(reference) is None
+    assert all(image.id != image_id for image in world.kubelet.images())
+    wait_until(lambda: not made & world.roots(), seconds=20, what="its paths may be collected")
+
+
+def test_pinned_images_stay_pinned(world: World) -> None:
+    pinned = [image for image in world.kubelet.images() if image.pinned]
+    assert [list(image.repo_tags) for image in pinned] == [["localhost/pause:test"]]
+
+
+def test_the_nix_store_counts_as_image_file_system(world: World) -> None:
+    world.kubelet.pull("nix:0/curl")
+    with_paths = world.kubelet.image_file_system()
+    alone = Kubelet(world.node.containerd.socket, world.node.containerd.socket, world.node.directory)
+    try:
+        without = alone.image_file_system()
+    finally:
+        alone.close()
+    assert with_paths.fs_id == without.fs_id
+    assert with_paths.used_bytes.value > without.used_bytes.value
+    assert with_paths.inodes_used.value > without.inodes_used.value
+
+
+def test_every_rpc_answers_as_containerd_does(world: World) -> None:
+    alone = Kubelet(world.node.containerd.socket, world.node.containerd.socket, world.node.directory)
+    try:
+        assert sorted(i.id for i in alone.images()) == sorted(i.id for i in world.kubelet.images())
+        assert alone.status("nix:0/curl") == world.kubelet.status("nix:0/curl")
+        for kubelet in (alone, world.kubelet):
+            with pytest.raises(grpc.RpcError) as raised:
+                kubelet.call("/runtime.v1.ImageService/Unheard", cri.ImageSpec(), cri.ImageSpec)
+            assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "unknown method Unheard" in raised.value.details()
+        with pytest.raises(grpc.RpcError) as raised:
+            world.kubelet.call(
+                "/runtime.v1.ImageService/../RuntimeService/Version", cri.ImageSpec(), cri.ImageSpec
+            )
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    finally:
+        alone.close()
+
+
+def test_what_is_wrong_is_said(world: World, directory: Path) -> None:
+    code, message = world.kubelet.refused("nix:0/helo")
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "did you mean hello" in message
+
+    code, message = world.kubelet.refused("nix:0/fails")
+    assert code is grpc.StatusCode.NOT_FOUND or "fails" in message
+
+    missing = "/nix/store/00000000000000000000000000000000-missing.tar"
+    code, message = world.kubelet.refused(f"nix:0{missing}")
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert missing in message
+    assert all(one.url in message for one in world.node.substituters)
+
+    broken = world.publish(directory / write(directory / "broken.tar", b"no archive"))
+    code, message = world.kubelet.refused(f"nix:0{broken}")
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "not an image archive" in message
+
+    code, message = world.kubelet.refused("nix:0/nix/store/short.tar")
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert not [one for one in world.roots() if len(one) != 64]
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_a_prefetch_that_fails_fails_no_pull(world: World) -> None:
+    """The registry tells of paths that no cache of the node has; the snapshotter says so, not the prefetch."""
+    code, _ = world.kubelet.refused(f"{world.registry.host}/nix-snapshotter/no-such-package")
+    assert code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL}
+    assert world.node.events("prefetch-failed")
