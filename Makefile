@@ -2,6 +2,7 @@
 
 LISTEN ?= 127.0.0.1:8080
 PYTEST_ARGS ?=
+WORKERS ?= 3
 BIN := .venv/bin
 STATE := $(CURDIR)/.nixery-snap
 
@@ -14,18 +15,21 @@ help: ## list the targets
 
 setup: ## .venv with the locked dependencies, Nix and busybox
 	@scripts/venv runtime
+	@scripts/protos
 	@scripts/nix
 
 run: setup ## the registry with the bundled packages (LISTEN=HOST:PORT)
 	@exec $(BIN)/nixery-snap serve --config examples/settings.toml --listen $(LISTEN) \
 		--storage file://$(STATE)/store --store $(STATE)/nix --cache-directory $(STATE)/cache
 
-# pytest comes last: its closing line ends the output.
+# pytest comes last: its closing line ends the output. Tests wait a lot, so that there may be more WORKERS than
+# cores. A file's tests run in one of them, and the files in their order: those of unit/ fill the gaps at the end.
 test: tools lint types imports ## every check and every test (PYTEST_ARGS=…)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 dev: setup ## what the checks need besides
 	@scripts/venv dev
+	@scripts/protos
 
 tools: setup ## the programs that the tests run
 	@scripts/test-tools
@@ -55,5 +59,6 @@ lock: dev ## make the lock files again (UPGRADE=--upgrade for new versions)
 
 clean: ## remove all that was made here, the registry's state too
 	@[ ! -e .nixery-snap ] || chmod -R u+w .nixery-snap # what lies in a Nix store is read-only
-	rm -rf .venv .nixery-snap .test-tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf .venv .nixery-snap .test-tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist \
+		nixery_snap/image_service/generated tests/support/generated
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -14,12 +14,17 @@ python3Packages.buildPythonApplication {
     root = ../.;
     fileset = lib.fileset.unions [
       ../LICENSE
+      ../hatch_build.py
       ../nixery_snap
+      ../protos
       ../pyproject.toml
     ];
   };
 
-  build-system = [ python3Packages.hatchling ];
+  build-system = [
+    python3Packages.grpcio-tools
+    python3Packages.hatchling
+  ];
   dependencies = map pythonPackage project.dependencies;
   # The lower bounds are the versions that the lock files test; a nixpkgs release may lag behind.
   pythonRelaxDeps = true;

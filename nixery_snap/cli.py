@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,14 +13,17 @@ import click
 from rich.console import Console
 
 from nixery_snap import __version__, reports
+from nixery_snap.doctor import State, examine
 from nixery_snap.errors import NixerySnapError
+from nixery_snap.evaluation.popularity import popularity as count_popularity
 from nixery_snap.export import Output, export
 from nixery_snap.imaging.locate import find_closure
-from nixery_snap.imaging.request import DEFAULT_TAG, ImageFormat, ImageRequest
+from nixery_snap.imaging.request import DEFAULT_SOURCE, DEFAULT_TAG, ImageFormat, ImageRequest
 from nixery_snap.imaging.validate import validate
 from nixery_snap.log import configure_logging
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.nix_stores.signing_key import load_signing_key
+from nixery_snap.oci import canonical_json
 from nixery_snap.service import Service, open_service
 from nixery_snap.serving import serve as serve_registry
 from nixery_snap.settings import FILE_VARIABLE, Settings, load_settings
@@ -126,6 +130,82 @@ def inspect(settings: Settings, name: str, as_json: bool, verify: bool) -> None:
 
 @cli.command()
 @_with_settings
+@click.argument("name", metavar="[SOURCE]", default=DEFAULT_SOURCE)
+@click.option("--tag", default=DEFAULT_TAG, help="What of the source to index.")
+@click.option("--system", help="Other than the first of the settings.")
+def index(settings: Settings, name: str, tag: str, system: str | None) -> None:
+    """Evaluate all packages of SOURCE, so that requests need no evaluation."""
+    configure_logging("console", quiet=True)
+
+    async def work() -> None:
+        async with open_service(settings) as service:
+            package_set = await service.checkout(name, tag)
+            with click.progressbar(length=1, label="evaluating", file=sys.stderr) as bar:
+
+                def advance(done: int, total: int) -> None:
+                    bar.length = total
+                    bar.update(done - bar.pos)
+
+                made = await service.indexer.index(package_set, system or settings.systems[0], advance)
+        click.echo(", ".join(f"{count} {kind}" for kind, count in made.counts.items()))
+
+    asyncio.run(work())
+
+
+@cli.command()
+@_with_settings
+@click.argument("words", nargs=-1, required=True, metavar="WORD…")
+@click.option("--in", "name", default=DEFAULT_SOURCE, help="A source by its name.")
+@click.option("--tag", default=DEFAULT_TAG)
+@click.option("--limit", type=click.IntRange(1), default=20)
+@click.option("--offset", type=click.IntRange(0), default=0)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def search(
+    settings: Settings, words: tuple[str, ...], name: str, tag: str, limit: int, offset: int, as_json: bool
+) -> None:
+    """Find packages by words of their names and descriptions, in an index."""
+    configure_logging("console", quiet=True)
+
+    async def work() -> None:
+        async with open_service(settings) as service:
+            found = await service.packages.search(" ".join(words), name, tag, None, offset, limit)
+        if as_json:
+            click.echo(
+                reports.as_json(
+                    {"total": found.page.total, "packages": [p.to_json() for p in found.page.packages]}
+                )
+            )
+        else:
+            for one in found.page.packages:
+                click.echo(f"{one.attribute}  {one.name}  {one.description}")
+            click.echo(f"{len(found.page.packages)} of {found.page.total}", err=True)
+
+    asyncio.run(work())
+
+
+@cli.command()
+@_with_settings
+@click.argument("name", metavar="[SOURCE]", default=DEFAULT_SOURCE)
+@click.option("--tag", default=DEFAULT_TAG)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("popularity.json"))
+def popularity(settings: Settings, name: str, tag: str, output: Path) -> None:
+    """Count how many packages of SOURCE depend on each, for the layers of classic images."""
+    configure_logging("console", quiet=True)
+
+    async def work() -> Mapping[str, int]:
+        async with open_service(settings) as service:
+            package_set, system = await service.checkout(name, tag), settings.systems[0]
+            made = await service.indexer.index(package_set, system)
+            with reports.progress(Console(stderr=True)) as progress:
+                return await count_popularity(
+                    made, service.path_infos, service.evaluator, package_set, system, progress
+                )
+
+    output.write_bytes(canonical_json.encode(asyncio.run(work())))
+
+
+@cli.command()
+@_with_settings
 @click.argument("store_paths", nargs=-1, required=True, metavar="STORE_PATH…")
 @click.option("--all", "every", is_flag=True, help="Also what other binary caches of the clients have.")
 def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
@@ -141,6 +221,22 @@ def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
             click.echo(f"published {count} of {len(closure)} store paths")
 
     asyncio.run(work())
+
+
+@cli.command(name="doctor")
+@_with_settings
+@click.option("--containerd", metavar="ADDRESS", help="Ask containerd at unix:///PATH, too.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def doctor(settings: Settings, containerd: str | None, as_json: bool) -> None:
+    """Try everything that the settings name: Nix, storage, sources, substituters, key."""
+    configure_logging("console", quiet=True)
+    findings = asyncio.run(examine(settings, containerd))
+    if as_json:
+        click.echo(reports.as_json([asdict(finding) for finding in findings]))
+    else:
+        reports.print_findings(Console(), findings)
+    if any(finding.state is State.FAILED for finding in findings):
+        sys.exit(1)
 
 
 @cli.command(name="node-config")

@@ -92,6 +92,9 @@ class Records(Protocol):
 
     async def get(self, kind: str, key: str) -> Any | None: ...
 
+    async def get_many(self, kind: str, keys: Collection[str]) -> Mapping[str, Any]:
+        """Those that are there, by key; in one go, where that is faster."""
+
     async def put(self, kind: str, key: str, value: Any) -> Any:
         """What is recorded now: `value`, or what another process recorded first."""
 
@@ -117,6 +120,7 @@ class PackageSet:
 
     `directory` holds a default.nix or, with `is_flake`, a flake.nix. `overlays` and `config` are given to package
     sets that take them, as nixpkgs does. `allows_builds`: evaluating may build (import from derivation).
+    `restricted`: it may read no other file of this machine, and nothing of the network; flakes always are pure.
     """
 
     directory: Path
@@ -124,6 +128,9 @@ class PackageSet:
     overlays: tuple[Path, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     allows_builds: bool = False
+    restricted: bool = False
+    pin: Pin | None = None
+    """What it is a checkout of."""
 
 
 class PackageSource(Protocol):
@@ -146,6 +153,17 @@ class PackageSource(Protocol):
         """What can be asked for now, in byte order; other tags may have a meaning too. Raises SourceError."""
 
     def close(self) -> None: ...
+
+
+class PinStore(Protocol):
+    """What moving tags meant when a source was last asked, for replicas and restarts. Raises StorageError."""
+
+    async def get(self, source: str, tag: str) -> tuple[Pin, float] | None:
+        """The pin and when it was made, in seconds since the epoch; `source` is a source's name."""
+
+    async def put(self, source: str, tag: str, pin: Pin, made: float) -> None: ...
+
+    async def delete(self, source: str, tag: str) -> None: ...
 
 
 # --- Nix --------------------------------------------------------------------------------------------
@@ -196,8 +214,35 @@ class Program:
     stderr: bytes
 
 
+class NixProcess(Protocol):
+    """One of Nix's programs that is talked to through pipes; whoever started it ends it."""
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs."""
+
+    @property
+    def resident_bytes(self) -> int:
+        """The memory that it takes now; 0 when it has ended."""
+
+    async def write(self, content: bytes) -> None:
+        """Does nothing when it has ended."""
+
+    async def read_line(self) -> bytes:
+        """The next line of its standard output; empty at the end. Raises ValueError for one beyond all measure."""
+
+    async def wait(self) -> int:
+        """Its returncode, after all that it has said came to `on_stderr`."""
+
+    async def end(self) -> None:
+        """Kill it, and its children."""
+
+
 class NixRunner(Protocol):
-    """Runs Nix's programs against the configured store."""
+    """Runs Nix's programs against the configured store.
+
+    `memory_bytes` bounds a program's address space, and that of each builder that it starts by itself.
+    """
 
     async def run(
         self,
@@ -205,11 +250,21 @@ class NixRunner(Protocol):
         *arguments: str,
         timeout_seconds: float | None = None,
         on_stderr: Callable[[bytes], object] | None = None,
+        memory_bytes: int | None = None,
     ) -> Program:
         """Raises TimeoutError after killing the program and its children, and NixMissing.
 
         `on_stderr` gets each line as it comes; the result's stderr then is empty.
         """
+
+    async def start(
+        self,
+        program: str,
+        *arguments: str,
+        on_stderr: Callable[[bytes], object],
+        memory_bytes: int | None = None,
+    ) -> NixProcess:
+        """Raises NixMissing."""
 
 
 class Evaluator(Protocol):
@@ -220,7 +275,11 @@ class Evaluator(Protocol):
     ) -> Sequence[Package | PackageProblem]:
         """One result for each name, in order; one bad name hides no other.
 
-        Raises EvaluationFailed, EvaluationTimedOut, NixTooOld.
+        What is known of a pin may be the answer; of a package set without one all is evaluated anew, and the
+        derivations are in the store afterwards.
+
+        Raises EvaluationFailed, EvaluationTimedOut, EvaluationTooBig, NixTooOld, ExperimentalFeatureMissing,
+        NixUnusable.
         """
 
 
@@ -254,8 +313,8 @@ class StoreContents(Protocol):
     Raises PathsMissing, SubstituterError.
     """
 
-    async def root(self, info: PathInfo) -> Node:
-        """The node at the root; a directory without its entries."""
+    async def roots(self, infos: Collection[PathInfo]) -> Mapping[StorePath, Node]:
+        """The node at each path's root; directories without their entries."""
 
     async def file_tree(self, info: PathInfo) -> Node: ...
 
@@ -295,6 +354,9 @@ class CacheFiles(Protocol):
 
     async def get(self, name: str) -> bytes | None: ...
 
+    def get_at_once(self, name: str) -> bytes | None:
+        """A small file's content if it can be had without waiting for anything; None says nothing about it."""
+
     async def locate(self, name: str) -> Location | None: ...
 
     async def put(self, name: str, content: bytes) -> None:
@@ -311,6 +373,9 @@ class BinaryCache(Protocol):
     """What is served as a binary cache, by names of its standard layout."""
 
     async def narinfo(self, hash_part: str) -> bytes | None: ...
+
+    def narinfo_at_once(self, hash_part: str) -> bytes | None:
+        """The same if it can be known without waiting for anything; None says nothing."""
 
     async def file(self, name: str) -> Location | None:
         """`nar/<file>`, `<hash part>.ls` or `log/<derivation>`; None for what is not there."""

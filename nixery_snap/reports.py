@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
+from nixery_snap.doctor import Finding, State
 from nixery_snap.errors import SettingsError
 from nixery_snap.imaging.pipeline import Image
 from nixery_snap.imaging.request import ImageFormat, ImageRequest
@@ -157,7 +159,7 @@ def describe(request: ImageRequest, image: Image, manifest: Manifest) -> dict[st
     }
 
 
-def as_json(report: dict[str, Any]) -> str:
+def as_json(report: Any) -> str:
     return json.dumps(report, indent=2)
 
 
@@ -194,3 +196,11 @@ def _table(console: Console, heads: tuple[str, ...], rows: Iterator[tuple[str, .
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     console.print(table, "")
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for finding in findings:
+        colour = {State.OK: "green", State.WARNING: "yellow", State.FAILED: "red"}[finding.state]
+        table.add_row(Text(finding.state, colour), Text(finding.what), Text(finding.detail))
+    console.print(table)

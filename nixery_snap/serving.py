@@ -17,12 +17,14 @@ from aiohttp import web
 
 from nixery_snap import reports
 from nixery_snap.binary_cache.app import make_cache_app
+from nixery_snap.binary_cache.at_once import narinfos_at_once
 from nixery_snap.errors import NixerySnapError, SettingsError
 from nixery_snap.registry.app import make_app
 from nixery_snap.registry.context import Registry, new_memory
+from nixery_snap.registry.packages import PACKAGE_SEARCH
 from nixery_snap.service import open_service
 from nixery_snap.settings import CACHE_PREFIX, Settings
-from nixery_snap.web.hot_answers import HotAnswers, serve_hot
+from nixery_snap.web.hot_answers import HotAnswers, never, serve_hot
 from nixery_snap.web.request_log import REQUEST_ID
 
 log = structlog.get_logger()
@@ -79,11 +81,16 @@ async def _serve(
             else {},
             front_page=partial(reports.front_page, settings, service.public_key),
         )
+        app[PACKAGE_SEARCH] = service.packages
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_timeout)
         await runner.setup()
         # Remembered answers are in no log, so they are given up where every request is to be in it.
         hot = HotAnswers(
-            0 if settings.access_log else limits.memory_cache, omit=frozenset({REQUEST_ID.lower()})
+            0 if settings.access_log else limits.memory_cache,
+            omit=frozenset({REQUEST_ID.lower()}),
+            at_once=narinfos_at_once(service.cache, CACHE_PREFIX)
+            if cache.enabled and not settings.access_log
+            else never,
         )
         servers = await serve_hot(runner, hot, sockets=[sock], backlog=_BACKLOG)
         log.info("serving", listen=_address(sock), pid=os.getpid(), public_key=service.public_key)

@@ -1,4 +1,4 @@
-"""Typed settings: defaults < TOML file < environment < flags. Every default stands here."""
+"""Typed settings: defaults < TOML file < Nixery's environment < ours < flags. Every default stands here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from nixery_snap.drop_in import nixery_settings
 from nixery_snap.errors import InvalidFormat, InvalidName, SettingsError
 from nixery_snap.imaging.layering import DEFAULT_MAX_LAYERS
 from nixery_snap.imaging.request import ARCHITECTURES, DEFAULT_SOURCE, ImageFormat, SourceNames
@@ -29,6 +30,7 @@ from nixery_snap.oci.reference import check_name
 ENVIRONMENT_PREFIX: Final = "NIXERY_SNAP_"
 FILE_VARIABLE: Final = "NIXERY_SNAP_CONFIG"  # names the settings file
 CACHE_SCHEMES: Final = ("https", "http", "file", "s3", "gs")
+SOURCE_KINDS: Final = ("path", "channel", "tarball", "flake")
 CACHE_PREFIX: Final = "/nix-cache"
 OWN_CACHE: Final = "own"  # stands for our binary cache among those of the clients
 SHELL_PACKAGES: Final = ("bashInteractive", "coreutils", "moreutils", "nano")
@@ -43,9 +45,18 @@ def _attribute_path(text: str) -> str:
 
 def _source(text: str) -> str:
     kind, _, rest = text.partition(":")
-    if kind != "path" or not rest:
-        raise ValueError(f"{text!r} is not path:DIRECTORY")
-    return f"path:{Path(rest).absolute()}"
+    if not rest or not (kind in SOURCE_KINDS or kind.startswith("git+")):
+        raise ValueError(f"{text!r} is none of git+URL, {', '.join(f'{kind}:…' for kind in SOURCE_KINDS)}")
+    return f"path:{Path(rest).absolute()}" if kind == "path" else text
+
+
+def _popularity(text: str) -> str:
+    scheme, separator, _ = text.partition("://")
+    if separator:
+        if scheme not in {"http", "https"}:
+            raise ValueError(f"{text!r} is neither a file nor an http or https URL")
+        return text
+    return str(Path(text).absolute()) if text else ""
 
 
 def _listen(text: str) -> str:
@@ -113,13 +124,43 @@ class NixSettings(_Section):
 
 
 class SourceSettings(_Section):
-    """Another package set beside the default one."""
+    """A package set: the default one, called `default`, or another beside it."""
 
-    spec: Annotated[str, AfterValidator(_source)]
+    spec: Annotated[str, AfterValidator(_source)] | Literal[""] = ""
+    """Where it is, as in `source`, which says it for the default one."""
     prefix: NamePart | Literal[""] = ""
     """Names that begin with it mean this source, behind the format."""
     hosts: tuple[str, ...] = ()
     """Clients that call this server by one of these names mean this source."""
+    overlays: tuple[str, ...] = ()
+    """Files with overlays for package sets that take them."""
+    nixpkgs_config: dict[str, Any] = {}
+    """As in nixpkgs' `config`: allowUnfree, permittedInsecurePackages …"""
+    restricted: bool | None = None
+    """Whether evaluation may read nothing but the source; when absent, for all but `path:`."""
+    allow_import_from_derivation: bool = False
+    """Whether evaluation may build."""
+    pin_ttl: float = Field(default=300, ge=0)
+    """Seconds for which the revision of a moving tag is not looked for again."""
+    pin_stale: float = Field(default=86400, ge=0)
+    """Seconds beyond pin_ttl for which the old revision is served while the new one is looked for."""
+    channels: tuple[str, ...] = ()
+    """Other channels that may be asked for as tags."""
+    submodules: bool = False
+    lfs: bool = False
+    """Files that git keeps elsewhere (Git LFS)."""
+    token_file: str = ""
+    """Holds an access token for git over HTTPS."""
+    netrc_file: str = ""
+    ssh_key_file: str = ""
+    ssh_known_hosts_file: str = ""
+    fetch_timeout: float = Field(default=600, gt=0)
+    """Seconds for one fetch."""
+    channels_url: str = "https://channels.nixos.org"
+    commits_url: str = "https://github.com/NixOS/nixpkgs/archive"
+    """Has COMMIT.tar.gz of each commit of nixpkgs."""
+    github_url: str = "https://github.com"
+    """For flakes at `github:`."""
 
 
 class SubstituterSettings(_Section):
@@ -197,6 +238,8 @@ class Settings(_Section):
     """In every image, as far as the package set has them."""
     meta_packages: dict[NamePart, tuple[AttributeText, ...]] = {}
     """More names like `shell`, each standing for a list of packages."""
+    popularity: Annotated[str, AfterValidator(_popularity)] = ""
+    """A file, or an http or https URL, as `nixery-snap popularity` writes it; decides on classic layers."""
     index: Literal["off", "nix-snapshotter", "all"] = "nix-snapshotter"
     """Which images are answered for all systems at once, as an image index, where a name says no architecture."""
     workers: PositiveInt = 1
@@ -248,14 +291,26 @@ class Settings(_Section):
     def _check_sources(self) -> None:
         taken = dict.fromkeys(self.all_meta_packages, "a meta-package")
         for name, source in self.sources.items():
+            keys = [*filter(None, [source.prefix]), *(f"host {host.lower()}" for host in source.hosts)]
             if name == DEFAULT_SOURCE:
-                raise ValueError(f"sources.{name}: the default source is set by `source`")
-            if not source.prefix and not source.hosts:
-                raise ValueError(f"sources.{name}: give it a prefix or hosts, by which it is asked for")
-            for key in filter(None, (source.prefix, *(f"host {host.lower()}" for host in source.hosts))):
+                if source.spec or keys:
+                    raise ValueError(
+                        f"sources.{name}: where it is says `source`, and what no other is asked for is its own"
+                    )
+            elif not source.spec or not keys:
+                raise ValueError(
+                    f"sources.{name}: give it a spec, and a prefix or hosts by which it is asked for"
+                )
+            for key in keys:
                 if key in taken:
                     raise ValueError(f"sources.{name}: {key!r} already means {taken[key]}")
                 taken[key] = f"sources.{name}"
+
+    @property
+    def all_sources(self) -> dict[str, SourceSettings]:
+        """By name, the default one among them, each with its spec."""
+        default = self.sources.get(DEFAULT_SOURCE, SourceSettings())
+        return {**self.sources, DEFAULT_SOURCE: default.model_copy(update={"spec": self.source})}
 
     @property
     def source_names(self) -> SourceNames:
@@ -315,6 +370,11 @@ class Settings(_Section):
         return _directory("/var/cache", "XDG_CACHE_HOME", ".cache")
 
     @property
+    def gc_roots_path(self) -> Path:
+        """Links that keep store paths from the garbage collector."""
+        return self.cache_path / "gcroots"
+
+    @property
     def all_meta_packages(self) -> dict[str, tuple[AttributePath, ...]]:
         texts = {"shell": SHELL_PACKAGES, **self.meta_packages}
         return {name: tuple(map(AttributePath.parse, paths)) for name, paths in texts.items()}
@@ -330,6 +390,9 @@ def load_settings(
             merged = tomllib.loads(file.read_text())
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SettingsError("", f"the settings file {file} cannot be read: {error}") from error
+    for key, text in nixery_settings(environment).items():
+        path = key.split(".")
+        _put(merged, path, _from_text(path, text), key)
     for variable, text in sorted(environment.items()):
         if variable.startswith(ENVIRONMENT_PREFIX) and variable != FILE_VARIABLE:
             path = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")

@@ -1,6 +1,13 @@
 """Settings shared by every suite."""
 
+import os
+import shutil
+import tempfile
+
 import hypothesis
+import pytest
+
+from tests.once import VARIABLE
 
 hypothesis.settings.register_profile(
     "default",
@@ -12,3 +19,12 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("default")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that starts the workers makes the directory that they share, and removes it."""
+    if hasattr(config, "workerinput"):
+        return
+    shared = tempfile.mkdtemp(prefix="nixsnap-shared-")
+    os.environ[VARIABLE] = shared
+    config.add_cleanup(lambda: shutil.rmtree(shared, ignore_errors=True))

@@ -10,7 +10,7 @@ import structlog
 
 from nixery_snap.errors import ManifestTooLarge, UnmountablePath
 from nixery_snap.imaging.forest import File, Folder, add_rootfs_extras, build_forest, forest_entries
-from nixery_snap.imaging.layering import layer_groups
+from nixery_snap.imaging.layering import UNKNOWN_POPULARITY, Popularity, layer_groups
 from nixery_snap.imaging.layers import Layer, LayerMaker
 from nixery_snap.imaging.request import ImageFormat, ImageRequest
 from nixery_snap.imaging.resolution import Resolution
@@ -44,6 +44,7 @@ class Assembler:
         blobs: BlobStore,
         layers: LayerMaker,
         max_layers: int,
+        popularity: Popularity = UNKNOWN_POPULARITY,
         *,
         names_paths: bool = True,
     ) -> None:
@@ -51,6 +52,7 @@ class Assembler:
         self._blobs = blobs
         self._layers = layers
         self._max_layers = max_layers
+        self._popularity = popularity
         self._names_paths = names_paths
 
     async def assemble(
@@ -67,6 +69,8 @@ class Assembler:
         """
         resolver = Resolver(self._contents, closure)
         outputs = _outputs_by_precedence(resolution.packages)
+        if request.format is ImageFormat.SNAPSHOTTER:
+            await resolver.roots(closure)  # all at once, with those of the outputs
         forest, conflicts = await build_forest(resolver, outputs)
         for conflict in conflicts:
             log.info("forest-conflict", path=conflict.path, winner=conflict.winner, loser=conflict.loser)
@@ -77,7 +81,9 @@ class Assembler:
             layers = [await self._mountpoint_layer(resolver, forest, closure, closure_info)]
             created_by = ["nixery-snap: store paths (mounted by the node) and forest"]
         else:
-            groups = await asyncio.to_thread(layer_groups, closure, outputs, self._max_layers - 1)
+            groups = await asyncio.to_thread(
+                layer_groups, closure, outputs, self._max_layers - 1, self._popularity
+            )
             packed = await asyncio.gather(
                 *(self._layers.from_store(tuple(closure[path] for path in group.paths)) for group in groups)
             )
@@ -112,9 +118,13 @@ class Assembler:
         annotations = {NIX_LAYER: "true"}
         if closure_info is not None:
             annotations[NIX_CLOSURE] = str(closure_info)
-        mountpoints = await asyncio.gather(*(_mountpoint(resolver, path) for path in closure))
-        for number, (path, mountpoint) in enumerate(zip(closure, mountpoints, strict=True)):
-            forest.add(str(path).strip("/"), mountpoint)
+        roots = await resolver.roots(closure)
+        others = [path for path, root in roots.items() if not isinstance(root, Directory)]
+        mountpoints = dict(
+            zip(others, await asyncio.gather(*(_mountpoint(resolver, path) for path in others)), strict=True)
+        )
+        for number, path in enumerate(closure):
+            forest.add(str(path).strip("/"), mountpoints.get(path) or Folder())
             if self._names_paths or closure_info is None:
                 annotations[f"{NIX_STORE_PATH}{number}"] = str(path)
         layer = await self._layers.from_entries(forest_entries(forest))
@@ -123,8 +133,6 @@ class Assembler:
 
 async def _mountpoint(resolver: Resolver, path: StorePath) -> Folder | File:
     """What a bind mount of `path` needs below it: the kind of what the kernel sees after following links."""
-    if isinstance(await resolver.root(path), Directory):
-        return Folder()
     found = await resolver.follow(str(path))
     if found is None:
         # A node would mount what stands there on ITS file system, if anything.

@@ -70,6 +70,7 @@ async def build_forest(resolver: Resolver, outputs: Sequence[StorePath]) -> tupl
     """The union of the trees of `outputs`, the first of them winning conflicts."""
     conflicts: list[Conflict] = []
     sources: dict[str, _Source] = {}
+    await resolver.read_trees(outputs)
     for output in outputs:
         found = await resolver.follow(str(output))
         if found is not None and isinstance(found[1], Directory):

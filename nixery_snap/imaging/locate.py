@@ -16,16 +16,13 @@ async def find_closure(source: PathInfoSource, roots: Collection[StorePath]) -> 
     Raises PathsMissing, CircularReferences.
     """
     known: dict[StorePath, PathInfo] = {}
-    asked: set[StorePath] = set()
     unknown = set(roots)
     while unknown:
-        if missing := unknown & asked:
-            raise PathsMissing(tuple(map(str, sorted(missing))))
-        asked |= unknown
         answer = await source.path_infos(unknown)
         known.update(answer)
-        # Only what is new has references that were not followed yet.
-        unknown = reachable(unknown, known)[1]
+        if missing := unknown.difference(known):
+            raise PathsMissing(tuple(map(str, sorted(missing))))
+        unknown = {path for info in answer.values() for path in info.references}.difference(known)
     closure, _ = reachable(roots, known)
     for _ in references_first(closure):
         pass

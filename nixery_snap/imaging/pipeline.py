@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -102,6 +102,8 @@ class Steps:
 class Pipeline:
     """Makes images. `base_packages` go into every image; classic ones have at most `max_layers`.
 
+    `popularity_digest` stands for the popularity by which classic layers are chosen, None for no such.
+
     `delivery` is what the settings say of how clients fetch store paths, as far as snapshotter images depend on it.
     """
 
@@ -112,6 +114,7 @@ class Pipeline:
         max_layers: int,
         failure_ttl_seconds: float,
         delivery: tuple[Any, ...],
+        popularity_digest: str | None,
         builds: BuildQueue,
         clients: ClientLimit,
     ) -> None:
@@ -119,6 +122,7 @@ class Pipeline:
         self._base_packages = frozenset(base_packages)
         self._max_layers = max_layers
         self._delivery = delivery
+        self._popularity_digest = popularity_digest
         self._pins: Coalescer[Pin] = Coalescer()
         # Images whose blobs have been seen in the store by this process.
         self._whole: LRUCache[str, bool] = LRUCache(4096)
@@ -218,7 +222,10 @@ class Pipeline:
         return await self._images.drain(timeout_seconds)
 
     def _key(self, request: ImageRequest, pin: Pin) -> str:
-        shape: Any = self._max_layers if request.format is ImageFormat.CLASSIC else list(self._delivery)
+        shape: Any = list(self._delivery)
+        if request.format is ImageFormat.CLASSIC:
+            popularity = self._popularity_digest
+            shape = [self._max_layers, popularity] if popularity else self._max_layers
         names = [list(name.parts) for name in request.names]
         base = sorted(list(name.parts) for name in self._base_packages)
         return cache_key(
@@ -373,6 +380,8 @@ class Pipeline:
                 return Resolution.from_json(record)
             progress(f"evaluating {request.title}")
             package_set = await self.source(request).checkout(pin)
+            if anew:
+                package_set = replace(package_set, pin=None)  # nothing of it is remembered anywhere
             with _timed("evaluated", system=request.system, names=len(names)):
                 results = await self._steps.evaluator.evaluate(package_set, request.system, names)
             resolution = Resolution.of(dict(zip(names, results, strict=True)), request.names)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection, Mapping
+
 from nixery_snap.nix.file_tree import Directory, Node, Symlink
 from nixery_snap.nix.path_info import Closure
 from nixery_snap.nix.store_path import STORE_DIR, StorePath, store_path_of
@@ -20,11 +23,16 @@ class Resolver:
         self._roots: dict[StorePath, Node] = {}
         self._trees: dict[StorePath, Node] = {}
 
-    async def root(self, path: StorePath) -> Node:
-        """The root of a store path, links followed not; a directory without its entries."""
-        if path not in self._roots:
-            self._roots[path] = await self._contents.root(self._closure[path])
-        return self._roots[path]
+    async def roots(self, paths: Collection[StorePath]) -> Mapping[StorePath, Node]:
+        """The root of each store path, links followed not; directories without their entries."""
+        if unknown := [self._closure[path] for path in paths if path not in self._roots]:
+            self._roots.update(await self._contents.roots(unknown))
+        return {path: self._roots[path] for path in paths}
+
+    async def read_trees(self, paths: Collection[StorePath]) -> None:
+        """At the same time, as they may be far away; `follow` finds them read."""
+        await self.roots(paths)
+        await asyncio.gather(*map(self._tree, paths))
 
     async def follow(self, path: str) -> tuple[str, Node] | None:
         """The real path and node at `path`, a directory with its entries, all links followed.
@@ -72,7 +80,7 @@ class Resolver:
 
     async def _tree(self, path: StorePath) -> Node:
         if path not in self._trees:
-            tree = await self.root(path)
+            tree = (await self.roots((path,)))[path]
             if isinstance(tree, Directory):  # a link or a file is its own whole tree
                 tree = await self._contents.file_tree(self._closure[path])
             self._trees[path] = tree

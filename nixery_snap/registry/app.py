@@ -17,6 +17,7 @@ from nixery_snap.registry.context import REGISTRY, Registry, asked_host
 from nixery_snap.registry.errors import error_response, oci_error
 from nixery_snap.registry.health import get_health, get_readiness, get_version
 from nixery_snap.registry.manifests import get_manifest
+from nixery_snap.registry.packages import get_packages
 from nixery_snap.registry.tags import get_tags
 from nixery_snap.web.hot_answers import BAD_REQUEST
 from nixery_snap.web.request_log import EXPECTED, REQUEST_ID, REQUEST_ID_KEY, server_failed
@@ -64,6 +65,7 @@ def make_app(
     app.router.add_get("/v2/{name:.+}/manifests/{reference:[^/]+}", get_manifest)
     app.router.add_get("/v2/{name:.+}/blobs/{digest:[^/]+}", get_blob)
     app.router.add_get("/v2/{name:.+}/tags/list", get_tags)
+    app.router.add_get("/api/v1/packages", get_packages)
     app.router.add_get("/healthz", get_health)
     app.router.add_get("/readyz", get_readiness)
     if front_page is not None:

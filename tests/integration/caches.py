@@ -13,6 +13,7 @@ from tests.integration.nixtools import ChrootStore
 from tests.integration.processes import Daemon, free_port, run
 from tests.integration.server import Substituter, request
 
+NIX_KEY = ("nix", "--extra-experimental-features", "nix-command", "key")
 READY = "/ready"  # asked for until there is an answer
 NGINX = """\
 daemon off;
@@ -48,11 +49,14 @@ class KeyPair:
 
     @classmethod
     def generate(cls, file: Path, name: str = "test-1") -> "KeyPair":
-        flakes = ["--extra-experimental-features", "nix-command"]
-        secret = run("nix", *flakes, "key", "generate-secret", "--key-name", name).stdout
+        secret = run(*NIX_KEY, "generate-secret", "--key-name", name).stdout
         file.touch(0o600)
         file.write_text(secret)
-        return cls(file, run("nix", *flakes, "key", "convert-secret-to-public", stdin=secret).stdout.strip())
+        return cls.read(file)
+
+    @classmethod
+    def read(cls, file: Path) -> "KeyPair":
+        return cls(file, run(*NIX_KEY, "convert-secret-to-public", stdin=file.read_text()).stdout.strip())
 
     @property
     def secret(self) -> str:
@@ -71,7 +75,7 @@ class CacheDirectory:
         self, store: ChrootStore, paths: Iterable[str], *, compression: str = "zstd", listings: bool = True
     ) -> "CacheDirectory":
         """Copy the closures of `paths` into it."""
-        options = [f"compression={compression}", f"secret-key={self.key.file}"]
+        options = [f"compression={compression}", "compression-level=1", f"secret-key={self.key.file}"]
         options += ["write-nar-listing=1"] if listings else []
         store.run("nix", "copy", "--to", f"file://{self.root}?{'&'.join(options)}", *paths)
         return self
@@ -86,11 +90,24 @@ class CacheDirectory:
         shutil.copytree(self.root, root, copy_function=os.link)
         return CacheDirectory(root, self.key)
 
+    def part(self, root: Path, paths: Iterable[str]) -> "CacheDirectory":
+        """A copy that has just these paths."""
+        part = CacheDirectory(root, self.key)
+        names = [file.relative_to(self.root) for path in paths for file in self.files(path)]
+        for name in [Path("nix-cache-info"), *names]:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            os.link(self.root / name, root / name)
+        return part
+
     def remove(self, store_path: str) -> None:
         """As if it never had been there; what refers to it still does."""
-        self.nar(store_path).unlink(missing_ok=True)
-        self.narinfo(store_path).unlink()
-        self.narinfo(store_path).with_suffix(".ls").unlink(missing_ok=True)
+        for file in self.files(store_path):
+            file.unlink(missing_ok=True)
+
+    def files(self, store_path: str) -> list[Path]:
+        """NAR, narinfo and listing."""
+        narinfo = self.narinfo(store_path)
+        return [self.nar(store_path), narinfo, narinfo.with_suffix(".ls")]
 
     def narinfo(self, store_path: str) -> Path:
         return self.root / f"{hash_part(store_path)}.narinfo"

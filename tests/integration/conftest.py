@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.buckets import Buckets, seaweedfs
 from tests.integration.caches import CacheDirectory, KeyPair, Served, nginx
 from tests.integration.need import need, need_nix_2_26
 from tests.integration.nixtools import EXAMPLES, ChrootStore
@@ -16,6 +17,7 @@ from tests.integration.runtimes.containerd import RELEASES, containerd
 from tests.integration.runtimes.docker import Docker, docker
 from tests.integration.runtimes.podman import podman
 from tests.integration.server import Registry, Start, serving
+from tests.once import made_once
 
 RUNTIMES = ["docker", "podman", *(f"containerd-{release}" for release in RELEASES)]
 MakeNode = Callable[[], ChrootStore]
@@ -56,9 +58,8 @@ def directory(scratch: Path) -> Iterator[Path]:
 def prepared_store(scratch: Path) -> ChrootStore:
     """A store in which every package that builds is built. Copy it to change it."""
     need("nix-store", "nix-build", "nix-instantiate", "nix", "busybox")
-    store = ChrootStore.create(scratch / "store")
-    store.build("allGood")
-    return store
+    made = made_once("store", lambda root: ChrootStore.create(root).build("allGood"))
+    return ChrootStore(made).copy(scratch / "store")
 
 
 @pytest.fixture
@@ -74,17 +75,27 @@ def empty_store(directory: Path) -> ChrootStore:
 
 
 @pytest.fixture(scope="session")
-def full_cache(scratch: Path, prepared_store: ChrootStore) -> CacheDirectory:
+def full_cache(prepared_store: ChrootStore) -> CacheDirectory:
     """A signed binary cache of every package that builds, with listings. Copy it to change it."""
-    cache = CacheDirectory(scratch / "cache", KeyPair.generate(scratch / "cache-key", "full-cache-1"))
-    built = [path for path in prepared_store.all_paths() if not path.endswith(".drv")]
-    return cache.publish(prepared_store, built)
+
+    def make(root: Path) -> None:
+        cache = CacheDirectory(root, KeyPair.generate(root.with_suffix(".key"), "full-cache-1"))
+        cache.publish(prepared_store, prepared_store.built_paths())
+
+    root = made_once("cache", make)
+    return CacheDirectory(root, KeyPair.read(root.with_suffix(".key")))
 
 
 @pytest.fixture
 def served(full_cache: CacheDirectory, directory: Path) -> Iterator[Served]:
     """The full cache behind an nginx of this test's own."""
     with nginx(full_cache, directory / "nginx") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def buckets(scratch: Path) -> Iterator[Buckets]:
+    with seaweedfs(scratch / "s3") as running:
         yield running
 
 
@@ -113,6 +124,12 @@ def registry(scratch: Path, prepared_store: ChrootStore) -> Iterator[Registry]:
     """The registry for all tests that leave it as it was."""
     with serving(Registry(scratch / "registry", prepared_store.root, config=META_PACKAGES)) as running:
         yield running
+
+
+@pytest.fixture
+def cold(directory: Path, empty_store: ChrootStore) -> Registry:
+    """A registry with an empty store, to be set up and started."""
+    return Registry(directory / "state", empty_store.root)
 
 
 @pytest.fixture

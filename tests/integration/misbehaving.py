@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(self.path)
         with contextlib.suppress(OSError):  # the client may have had enough
             fault = self.server.faults.get(Kind.of(self.path))
-            if fault is None:
+            if fault is None or self.content is None:
                 self.whole()
             else:
                 fault(self)
@@ -97,13 +97,18 @@ class Server(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.over = threading.Event()
 
+    def serve(self) -> None:
+        """Until `over`, and one connection more. Unlike serve_forever it wakes up for requests alone."""
+        while not self.over.is_set():
+            self.handle_request()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Connections that were reset on purpose are no news."""
 
 
 @dataclass(frozen=True)
 class Misbehaving:
-    """`faults` may be changed at any time; a kind without one is served as it should be."""
+    """`faults` may be changed at any time; a kind without one is served as it should be, and what is not there too."""
 
     server: Server = field(repr=False)
 
@@ -129,13 +134,13 @@ def misbehaving(cache: CacheDirectory, **faults: Fault) -> Iterator[Misbehaving]
     """Faults by the name of their kind."""
     server = Server(cache)
     server.faults.update({Kind[kind]: fault for kind, fault in faults.items()})
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
         yield Misbehaving(server)
     finally:
         server.over.set()
-        server.shutdown()
+        socket.create_connection(("127.0.0.1", server.server_port)).close()
         thread.join()
         server.server_close()
 
@@ -205,13 +210,8 @@ def instead(content: bytes) -> Fault:
 
 
 def altered(change: Callable[[bytes], bytes]) -> Fault:
-    """What a cache would answer, changed; what it has not stays a 404."""
-
-    def fault(handler: Handler) -> None:
-        content = handler.content
-        handler.answer(404) if content is None else handler.answer(200, change(content))
-
-    return fault
+    """What a cache would answer, changed."""
+    return lambda handler: handler.answer(200, change(handler.content or b""))
 
 
 def line(key: str, value: str | None) -> Callable[[bytes], bytes]:

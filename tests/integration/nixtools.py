@@ -130,6 +130,9 @@ class ChrootStore:
     def all_paths(self) -> set[str]:
         return set(self.run("nix", "path-info", "--all").split())
 
+    def built_paths(self) -> set[str]:
+        return {path for path in self.all_paths() if not path.endswith(".drv")}
+
     def fetch(
         self, cache_url: str, public_key: str, *paths: str, check: bool = True
     ) -> "CompletedProcess[str]":

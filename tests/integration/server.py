@@ -24,6 +24,7 @@ Json = dict[str, Any]
 def program_env(home: Path, **extra: str) -> dict[str, str]:
     """The environment of the program under test: none of the caller's own settings leak in."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NIXERY_SNAP_")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)  # compiling all of it takes longer than many a test
     home.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).parents[2])
     return {**kept, "HOME": str(home), "NIX_CONFIG": NIX_CONFIG, "PYTHONPATH": root, **extra}

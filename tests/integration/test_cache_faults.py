@@ -2,131 +2,60 @@
 
 import hashlib
 import json
+import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.integration import misbehaving as wrong
-from tests.integration.caches import CacheDirectory, KeyPair, Served, hash_part, nginx, replace
-from tests.integration.faults import LIES, LISTING_FAULTS, NAR_FAULTS, NARINFO_FAULTS
+from tests.integration.caches import CacheDirectory, KeyPair, Served, hash_part, nginx
+from tests.integration.faults import FAULTS, LIES
+from tests.integration.images import ALWAYS_ADDED
 from tests.integration.misbehaving import Fault, Kind, Misbehaving, misbehaving
-from tests.integration.nixtools import ChrootStore
-from tests.integration.processes import free_port
-from tests.integration.server import Registry, Start, Substituter
+from tests.integration.nixtools import EXAMPLES, NIX_CONFIG, ChrootStore, add_package
+from tests.integration.processes import free_port, wait_until
+from tests.integration.server import Image, Registry, Start, Substituter, serving
 
-# One second where others wait for fifteen, and no failed image is remembered.
+# Three seconds where others wait for fifteen, and no failed image is remembered.
 IMPATIENT = """
 [substitution]
-request_timeout = 1
-nar_timeout = 3
+request_timeout = 3
+nar_timeout = 6
 [limits]
 failure_ttl = 0
+[nix]
+wait_timeout = 110
 """
+# Once where Nix by itself tries five times.
+HASTY_NIX = {"NIX_CONFIG": f"{NIX_CONFIG}\ndownload-attempts = 1"}
 NAME = "shell/curl/symlinkpath/singlefile"
 
 
-def check_stored(registry: Registry) -> None:
-    """Every blob is what its name says, and no file is left half written."""
-    blobs = registry.storage_directory / "blobs"
-    for file in blobs.rglob("*"):
-        if file.is_file():
-            assert hashlib.sha256(file.read_bytes()).hexdigest() == file.name
-    staging = registry.storage_directory / "staging"
-    assert not [file for file in staging.rglob("*") if file.is_file()]
+@dataclass(frozen=True)
+class Case:
+    """A fault, and the package that it is tried on. `alone`: no other cache has what belongs to the package."""
 
+    kind: Kind
+    fault: str
+    alone: bool = False
 
-@pytest.fixture
-def bad(full_cache: CacheDirectory) -> Iterator[Misbehaving]:
-    with misbehaving(full_cache) as cache:
-        yield cache
+    def __str__(self) -> str:
+        return f"{self.kind.name.lower()}: {self.fault}"
 
+    @property
+    def package(self) -> str:
+        return f"victim-{CASES.index(self)}"
 
-def pull_beside_a_good_one(
-    kind: Kind,
-    fault: Fault,
-    bad: Misbehaving,
-    served: Served,
-    directory: Path,
-    store: ChrootStore,
-    start: Start,
-) -> tuple[Registry, list[str]]:
-    """Both formats, from the bad cache first and a good one behind it; which names could be pulled."""
-    bad.faults[kind] = fault
-    registry = Registry(directory / "state", store.root, config=IMPATIENT)
-    registry.substituters = [bad.substituter(1), served.substituter(2)]
-    start(registry)
-    names = [f"nix-snapshotter/{NAME}"] if kind is not Kind.NAR else []
-    return registry, [*names, NAME]
-
-
-def check_pulls(registry: Registry, reference: Registry, names: list[str]) -> None:
-    for name in names:
-        assert registry.pull(name).manifest == reference.pull(name).manifest
-    assert not registry.events("realised"), "the good cache has everything"
-    check_stored(registry)
-
-
-@pytest.mark.parametrize("fault", NARINFO_FAULTS)
-def test_narinfos_go_wrong(
-    registry: Registry,
-    empty_store: ChrootStore,
-    served: Served,
-    bad: Misbehaving,
-    directory: Path,
-    start: Start,
-    fault: str,
-) -> None:
-    own, names = pull_beside_a_good_one(
-        Kind.NARINFO, NARINFO_FAULTS[fault], bad, served, directory, empty_store, start
-    )
-    check_pulls(own, registry, names)
-    assert bad.requests
-    refused = own.events("path-info-refused")
-    if fault in LIES:
-        assert refused
-        assert all(event["cache"] == bad.url and event["path"] and event["reason"] for event in refused), (
-            refused
-        )
-    assert not any(event["cache"] != bad.url for event in refused)
-
-
-@pytest.mark.parametrize("fault", LISTING_FAULTS)
-def test_listings_go_wrong(
-    registry: Registry,
-    empty_store: ChrootStore,
-    served: Served,
-    bad: Misbehaving,
-    directory: Path,
-    start: Start,
-    fault: str,
-) -> None:
-    """What they would say is in the NAR too."""
-    own, names = pull_beside_a_good_one(
-        Kind.LISTING, LISTING_FAULTS[fault], bad, served, directory, empty_store, start
-    )
-    check_pulls(own, registry, names[:1])
-    assert any(path.endswith(".ls") for path in bad.requests)
-
-
-@pytest.mark.parametrize("fault", NAR_FAULTS)
-def test_nars_go_wrong(
-    registry: Registry,
-    empty_store: ChrootStore,
-    served: Served,
-    bad: Misbehaving,
-    directory: Path,
-    start: Start,
-    fault: str,
-) -> None:
-    own, names = pull_beside_a_good_one(
-        Kind.NAR, NAR_FAULTS[fault], bad, served, directory, empty_store, start
-    )
-    check_pulls(own, registry, names)
-    assert any(path.startswith("/nar/") for path in bad.requests)
+    @property
+    def images(self) -> list[str]:
+        """By name: both formats, or the one that needs what the fault is about."""
+        snapshotter = [] if self.kind is Kind.NAR else [f"nix-snapshotter/{self.package}"]
+        return snapshotter if self.kind is Kind.LISTING else [*snapshotter, self.package]
 
 
 ALONE = {
@@ -141,61 +70,139 @@ ALONE = {
     ],
     Kind.NAR: ["not found", "truncated", "one bit", "reset in the body"],
 }
+CASES = [
+    *(Case(kind, fault) for kind, faults in FAULTS.items() for fault in faults),
+    *(Case(kind, fault, alone=True) for kind, faults in ALONE.items() for fault in faults),
+]
 
 
-@pytest.mark.parametrize(
-    ("kind", "fault"), [(kind, fault) for kind, faults in ALONE.items() for fault in faults]
-)
-def test_without_another_cache_it_is_built(
-    registry: Registry,
-    empty_store: ChrootStore,
-    bad: Misbehaving,
-    directory: Path,
-    start: Start,
-    kind: Kind,
-    fault: str,
-) -> None:
-    bad.faults[kind] = (NARINFO_FAULTS if kind is Kind.NARINFO else NAR_FAULTS)[fault]
-    own = Registry(directory / "state", empty_store.root, config=IMPATIENT)
-    own.substituters = [bad.substituter()]
-    start(own)
-    assert own.pull(NAME).manifest == registry.pull(NAME).manifest
-    assert own.events("realised")
-    check_stored(own)
+@dataclass
+class Trial:
+    """One server with a bad cache for each case and a good one behind them all, asked for all images at a time.
+
+    What goes wrong for one image is so much load beside the others, and none may notice.
+    """
+
+    server: Registry
+    store: ChrootStore
+    caches: dict[Case, Misbehaving]
+    closures: dict[Case, set[str]]
+    """What belongs to a case alone."""
+    images: dict[str, Future[Image]]
+    expected: dict[str, Future[Image]]
+    """From a server that has all paths in its store."""
 
 
-def broken_narinfos(
-    full_cache: CacheDirectory, root: Path, change: Callable[[bytes], bytes]
-) -> CacheDirectory:
-    cache = full_cache.copy(root)
-    for file in cache.root.glob("*.narinfo"):
-        replace(file, change(file.read_bytes()))
-    return cache
+def add_victims(source: Path) -> None:
+    """A package for each case: a directory and what it refers to, which takes several pieces to fetch."""
+    for case in CASES:
+        add_package(source, f"{case.package}-part", f"{{ seq 60000; echo {case.package}; }} > $out")
+        needs = f"echo ${{{case.package}-part}} > $out/share/{case.package}"
+        add_package(source, case.package, f"mkdir -p $out/share; {needs}")
+
+
+@pytest.fixture(scope="module")
+def trial(prepared_store: ChrootStore, scratch: Path) -> Iterator[Trial]:
+    home = scratch / "trial"
+    source = Path(shutil.copytree(EXAMPLES, home / "packages"))
+    add_victims(source)
+    built, empty = prepared_store.copy(home / "built"), ChrootStore.create(home / "empty")
+    built.build(*(case.package for case in CASES), directory=source)
+    installed = built.installed(*((case.package,) for case in CASES), directory=source)
+    base = built.closure(path for paths in built.installed(*ALWAYS_ADDED).values() for path in paths)
+    closures = {case: built.closure(installed[case.package]) - base for case in CASES}
+    everything = CacheDirectory(home / "everything", KeyPair.generate(home / "key", "full-cache-1"))
+    everything.publish(built, base.union(*closures.values()))
+    elsewhere = [paths for case, paths in closures.items() if not case.alone]
+    good = everything.part(home / "good", base.union(*elsewhere))
+    with ExitStack() as stack:
+        served = stack.enter_context(nginx(good, home / "nginx"))
+        caches = {}
+        for case, paths in closures.items():
+            part = everything.part(home / case.package, paths)
+            caches[case] = stack.enter_context(
+                misbehaving(part, **{case.kind.name: FAULTS[case.kind][case.fault]})
+            )
+        reference = stack.enter_context(serving(Registry(home / "reference", built.root, source)))
+        server = Registry(home / "state", empty.root, source, config=IMPATIENT, env=HASTY_NIX)
+        server.substituters = [*(cache.substituter(1) for cache in caches.values()), served.substituter(2)]
+        stack.enter_context(serving(server))
+        pool = stack.enter_context(ThreadPoolExecutor(len(CASES)))
+        names = [name for case in CASES for name in case.images]
+        images, expected = (
+            {name: pool.submit(one.pull, name) for name in names} for one in (server, reference)
+        )
+        yield Trial(server, empty, caches, closures, images, expected)
+
+
+def check_stored(registry: Registry) -> None:
+    """Every blob is what its name says, and no file is left half written."""
+    blobs = registry.storage_directory / "blobs"
+    for file in blobs.rglob("*"):
+        if file.is_file():
+            assert hashlib.sha256(file.read_bytes()).hexdigest() == file.name
+    staging = registry.storage_directory / "staging"
+    assert not [file for file in staging.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_one_file_goes_wrong(trial: Trial, case: Case) -> None:
+    """The image is the right one, from another cache or built where no other has its paths."""
+    for name in case.images:
+        assert trial.images[name].result().manifest == trial.expected[name].result().manifest
+    bad, paths = trial.caches[case], trial.closures[case]
+    asked = [path for path in bad.requests if Kind.of(path) is case.kind]
+    assert asked, bad.requests
+    hash_parts = set(map(hash_part, paths))
+    events = trial.server.events("path-info-refused")
+    refused = [event for event in events if hash_part(event["path"]) in hash_parts]
+    assert {event["cache"] for event in refused} <= {bad.url}, "of no other"
+    if case.kind is Kind.NARINFO and case.fault in LIES:
+        assert refused
+        assert all(event["reason"] for event in refused)
+    there = trial.store.all_paths() & paths
+    assert there == (paths if case.alone else set()), "only what no cache has is built"
+
+
+def test_nothing_wrong_is_kept(trial: Trial) -> None:
+    assert not [name for name, image in trial.images.items() if image.exception()]
+    check_stored(trial.server)
+
+
+@pytest.fixture
+def bad(full_cache: CacheDirectory) -> Iterator[Misbehaving]:
+    with misbehaving(full_cache) as cache:
+        yield cache
+
+
+def check_pulls(registry: Registry, reference: Registry, names: list[str]) -> None:
+    for name in names:
+        assert registry.pull(name).manifest == reference.pull(name).manifest
+    assert not registry.events("realised"), "the good cache has everything"
+    check_stored(registry)
 
 
 def test_narinfos_of_other_paths(
     registry: Registry,
+    cold: Registry,
     prepared_store: ChrootStore,
-    empty_store: ChrootStore,
     full_cache: CacheDirectory,
     served: Served,
-    directory: Path,
+    bad: Misbehaving,
     start: Start,
 ) -> None:
     """Each of them well signed, but not the answer to the question."""
     [other] = prepared_store.installed(("emptyDir",))["emptyDir"]
-    content = full_cache.narinfo(other).read_bytes()
-    cache = broken_narinfos(full_cache, directory / "cache", lambda _: content)
-    with misbehaving(cache) as bad:
-        own = Registry(directory / "state", empty_store.root, config=IMPATIENT)
-        own.substituters = [bad.substituter(1), served.substituter(2)]
-        check_pulls(start(own), registry, [f"nix-snapshotter/{NAME}", NAME])
+    bad.faults[Kind.NARINFO] = wrong.instead(full_cache.narinfo(other).read_bytes())
+    cold.config = IMPATIENT
+    cold.substituters = [bad.substituter(1), served.substituter(2)]
+    check_pulls(start(cold), registry, [f"nix-snapshotter/{NAME}", NAME])
 
 
 def test_another_key_of_the_same_name(
     registry: Registry,
+    cold: Registry,
     prepared_store: ChrootStore,
-    empty_store: ChrootStore,
     served: Served,
     directory: Path,
     start: Start,
@@ -203,15 +210,15 @@ def test_another_key_of_the_same_name(
     """Its signatures are well made, by somebody else."""
     stranger = KeyPair.generate(directory / "key", served.cache.key.public.partition(":")[0])
     forged = CacheDirectory(directory / "forged", stranger)
-    forged.publish(prepared_store, [p for p in prepared_store.all_paths() if not p.endswith(".drv")])
+    forged.publish(prepared_store, prepared_store.built_paths())
     with nginx(forged, directory / "nginx-forged") as liar:
-        own = Registry(directory / "state", empty_store.root, config=IMPATIENT)
-        own.substituters = [
+        cold.config = IMPATIENT
+        cold.substituters = [
             Substituter(liar.url, [served.cache.key.public], 1),  # it should have this key
             served.substituter(2),
         ]
-        check_pulls(start(own), registry, [f"nix-snapshotter/{NAME}", NAME])
-        refused = own.events("path-info-refused")
+        check_pulls(start(cold), registry, [f"nix-snapshotter/{NAME}", NAME])
+        refused = cold.events("path-info-refused")
         assert refused
         assert all(event["cache"] == liar.url for event in refused)
         assert stranger.public.partition(":")[0] in json.dumps(refused[0]["keys"])
@@ -219,109 +226,91 @@ def test_another_key_of_the_same_name(
 
 
 def test_a_key_counts_for_its_own_substituter_alone(
-    empty_store: ChrootStore, served: Served, directory: Path, start: Start
+    cold: Registry, served: Served, directory: Path, start: Start
 ) -> None:
     """That another one is trusted with a key does not make this one trusted."""
-    own = Registry(directory / "state", empty_store.root, config=IMPATIENT)
+    cold.config = IMPATIENT
     other = KeyPair.generate(directory / "key", "other-1")
-    own.substituters = [
+    cold.substituters = [
         Substituter(served.url, [other.public], 1),
         Substituter(f"http://127.0.0.1:{free_port()}", [served.cache.key.public], 2),
     ]
-    start(own).pull("nix-snapshotter/hello")
-    assert own.events("path-info-refused")
-    assert own.events("realised")
+    start(cold).pull("nix-snapshotter/hello")
+    assert cold.events("path-info-refused")
+    assert cold.events("realised")
 
 
-@pytest.mark.parametrize("kind", ["dead", "another store", "info missing", "info slow", "info nonsense"])
 def test_caches_that_are_of_no_use_as_a_whole(
-    registry: Registry,
-    empty_store: ChrootStore,
-    full_cache: CacheDirectory,
-    served: Served,
-    directory: Path,
-    start: Start,
-    kind: str,
+    registry: Registry, cold: Registry, full_cache: CacheDirectory, served: Served, start: Start
 ) -> None:
-    """Neither starting nor making images waits for them."""
-    cache = full_cache.copy(directory / "cache")
-    faults: dict[str, Fault] = {
+    """Neither starting nor making images waits for them, and one of another store directory is left alone."""
+    infos: dict[str, Fault] = {
         "another store": wrong.instead(b"StoreDir: /gnu/store\nPriority: 1\n"),
-        "info missing": wrong.status(404),
-        "info slow": wrong.slow_headers,
-        "info nonsense": wrong.instead(b"\x00\xff" * 1000),
+        "missing": wrong.status(404),
+        "slow": wrong.slow_headers,
+        "nonsense": wrong.instead(b"\x00\xff" * 1000),
     }
+    dead = Substituter(f"http://127.0.0.1:{free_port()}", [full_cache.key.public])
     with ExitStack() as stack:
-        if kind == "dead":
-            first = Substituter(f"http://127.0.0.1:{free_port()}", [cache.key.public])
-        else:
-            first = stack.enter_context(misbehaving(cache, INFO=faults[kind])).substituter()
-        own = Registry(directory / "state", empty_store.root, config=IMPATIENT)
-        own.substituters = [first, served.substituter()]
-        with_both = start(own)
-        check_pulls(with_both, registry, [f"nix-snapshotter/{NAME}", NAME])
+        useless = {
+            info: stack.enter_context(misbehaving(full_cache, INFO=fault)) for info, fault in infos.items()
+        }
+        cold.config = IMPATIENT
+        cold.substituters = [dead, *(cache.substituter() for cache in useless.values()), served.substituter()]
+        check_pulls(start(cold), registry, [f"nix-snapshotter/{NAME}", NAME])
+        assert set(useless["another store"].requests) == {"/nix-cache-info"}
 
 
 def test_a_dead_cache_is_reported_and_given_up_for_a_while(
-    empty_store: ChrootStore, served: Served, directory: Path, start: Start
+    cold: Registry, served: Served, start: Start
 ) -> None:
     dead = f"http://127.0.0.1:{free_port()}"
-    own = Registry(directory / "state", empty_store.root, config=IMPATIENT)
-    own.substituters = [Substituter(dead, [served.cache.key.public], 1), served.substituter(2)]
-    start(own).pull("nix-snapshotter/wide")  # more than a hundred paths
-    reported = own.events("substituter-unreachable")
+    cold.config = IMPATIENT
+    cold.substituters = [Substituter(dead, [served.cache.key.public], 1), served.substituter(2)]
+    start(cold).pull("nix-snapshotter/wide")  # more than a hundred paths
+    reported = cold.events("substituter-unreachable")
     assert [event["url"] for event in reported] == [dead], "once, not once a path"
 
 
 def test_others_are_served_meanwhile(
-    registry: Registry,
-    prepared_store: ChrootStore,
-    empty_store: ChrootStore,
-    full_cache: CacheDirectory,
-    directory: Path,
-    start: Start,
+    registry: Registry, cold: Registry, prepared_store: ChrootStore, bad: Misbehaving, start: Start
 ) -> None:
     """While one image waits for a cache that does not answer, pulls and new images of other paths go on."""
     [hello] = prepared_store.installed(("hello",))["hello"]
-    with misbehaving(full_cache) as bad:
-        own = Registry(directory / "state", empty_store.root, substituters=[bad.substituter()])
-        own.config = "[substitution]\nrequest_timeout = 4\n"
-        start(own)
-        own.pull("nix-snapshotter/git")
+    cold.config = "[substitution]\nrequest_timeout = 120\n"
+    cold.substituters = [bad.substituter()]
+    start(cold).pull("nix-snapshotter/git")
+    answered = threading.Event()
 
-        def slow_for_hello(handler: wrong.Handler) -> None:
-            if hash_part(hello) in handler.path:
-                wrong.slow_headers(handler)
-            else:
-                handler.whole()
+    def slow_for_hello(handler: wrong.Handler) -> None:
+        if hash_part(hello) in handler.path:
+            answered.wait(100)
+        handler.whole()
 
-        bad.faults[Kind.NARINFO] = slow_for_hello
-        answers = []
-        waiting = threading.Thread(target=lambda: answers.append(own.manifest("nix-snapshotter/hello")))
-        waiting.start()
-        while not any(hash_part(hello) in path for path in bad.requests):
-            time.sleep(0.02)
-        begun = time.monotonic()
-        own.pull("nix-snapshotter/git")
-        own.pull("nix-snapshotter/emptydir/nano")
-        assert own.get("/v2/").status == 200
-        assert own.get("/nix-cache/nix-cache-info").status == 200
-        assert waiting.is_alive()
-        assert time.monotonic() - begun < 4
-        waiting.join()
-        assert answers[0].status == 200
-        assert answers[0].json() == registry.pull("nix-snapshotter/hello").manifest
+    bad.faults[Kind.NARINFO] = slow_for_hello
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(cold.pull, "nix-snapshotter/hello")
+        wait_until(
+            lambda: any(hash_part(hello) in path for path in bad.requests), seconds=30, what="it is asked"
+        )
+        cold.pull("nix-snapshotter/git")
+        cold.pull("nix-snapshotter/emptydir/nano")
+        assert cold.get("/v2/").status == 200
+        assert cold.get("/nix-cache/nix-cache-info").status == 200
+        assert not waiting.done()
+        answered.set()
+        assert waiting.result().manifest == registry.pull("nix-snapshotter/hello").manifest
 
 
 def test_a_cache_that_recovers_is_used_again(
-    registry: Registry, empty_store: ChrootStore, bad: Misbehaving, directory: Path, start: Start
+    registry: Registry, cold: Registry, bad: Misbehaving, start: Start
 ) -> None:
     """What was built meanwhile stays as it is; nothing of the trouble is remembered as the truth."""
     bad.faults[Kind.NAR] = wrong.altered(wrong.flipped)
-    own = Registry(directory / "state", empty_store.root, config=IMPATIENT)
-    own.substituters = [bad.substituter()]
-    start(own)
-    assert own.pull("hello").manifest == registry.pull("hello").manifest
+    cold.config = IMPATIENT
+    cold.substituters = [bad.substituter()]
+    start(cold)
+    assert cold.pull("hello").manifest == registry.pull("hello").manifest
     bad.faults.clear()
-    assert own.pull("git").manifest == registry.pull("git").manifest
-    check_stored(own)
+    assert cold.pull("git").manifest == registry.pull("git").manifest
+    check_stored(cold)

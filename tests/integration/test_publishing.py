@@ -79,27 +79,14 @@ def test_nothing_is_served_that_clients_could_not_fetch(
     assert registry.get(f"/nix-cache/{hash_part(hello)}.narinfo").status == 404
 
 
-def test_all_of_it_can_be_published(
-    empty_store: ChrootStore, served: Served, directory: Path, start: Start, make_node: MakeNode
-) -> None:
-    """For nodes that reach nobody but us."""
-    registry = Registry(directory / "state", empty_store.root, substituters=[served.substituter()])
-    registry.config = "[binary_cache]\npublish = 'all'\n"
-    start(registry)
-    paths = image_paths(registry, "git")
-    node = make_node()
-    node.fetch(registry.cache_url, registry.public_key, *paths)
-    assert node.all_paths() == set(paths)
-
-
+@pytest.mark.parametrize("setting", ["publish = 'all'", "client_substituters = ['own']"])
 def test_clients_of_our_cache_alone_get_what_another_cache_has(
-    empty_store: ChrootStore, served: Served, directory: Path, start: Start, make_node: MakeNode
+    cold: Registry, served: Served, start: Start, make_node: MakeNode, setting: str
 ) -> None:
-    """It is missing where they look, so it is published."""
-    registry = Registry(directory / "state", empty_store.root, substituters=[served.substituter()])
-    registry.config = "[binary_cache]\nclient_substituters = ['own']\n"
-    start(registry)
-    paths = image_paths(registry, "curl")
+    """As all of it is published, or what is missing where they look."""
+    cold.substituters = [served.substituter()]
+    cold.config = f"[binary_cache]\n{setting}\n"
+    paths = image_paths(start(cold), "git")
     node = make_node()
-    node.fetch(registry.cache_url, registry.public_key, *paths)
+    node.fetch(cold.cache_url, cold.public_key, *paths)
     assert node.all_paths() == set(paths)

@@ -1,9 +1,10 @@
 """Our cache in front of others: what it lacks it fetches, checks, keeps and serves."""
 
 import json
-import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from tests.integration.caches import CacheDirectory, Served, hash_part, nginx, replace
 from tests.integration.conftest import MakeNode
@@ -11,22 +12,36 @@ from tests.integration.nixtools import ChrootStore
 from tests.integration.server import Registry, Start
 
 
-def reading_through(store: ChrootStore, directory: Path, upstream: Served) -> Registry:
-    registry = Registry(directory / "state", store.root, substituters=[upstream.substituter()])
-    registry.config = f"[binary_cache]\nupstreams = ['{upstream.url}']\n[substitution]\nnegative_ttl = 0\n"
+@pytest.fixture
+def hello(prepared_store: ChrootStore) -> str:
+    [path] = prepared_store.installed(("hello",))["hello"]
+    return path
+
+
+@pytest.fixture
+def own_cache(full_cache: CacheDirectory, directory: Path) -> CacheDirectory:
+    """A copy of the full one."""
+    return full_cache.copy(directory / "cache")
+
+
+def read_through(registry: Registry, *upstreams: Served) -> Registry:
+    """Set up so that it asks them in this order."""
+    registry.substituters = [upstream.substituter(number) for number, upstream in enumerate(upstreams)]
+    urls = [upstream.url for upstream in upstreams]
+    registry.config = f"[binary_cache]\nupstreams = {urls}\n[substitution]\nnegative_ttl = 0\n"
     return registry
 
 
 def test_reading_through(
+    cold: Registry,
     empty_store: ChrootStore,
     prepared_store: ChrootStore,
     served: Served,
-    directory: Path,
     start: Start,
     make_node: MakeNode,
 ) -> None:
     """Clients that know only us get what upstream has, and each path comes from there once."""
-    registry = start(reading_through(empty_store, directory, served))
+    registry = start(read_through(cold, served))
     [git] = prepared_store.installed(("git",))["git"]
     closure = prepared_store.closure([git])
     for _ in range(2):
@@ -46,7 +61,7 @@ def test_reading_through(
 
 
 def test_what_was_read_through_outlives_upstream(
-    empty_store: ChrootStore,
+    cold: Registry,
     prepared_store: ChrootStore,
     full_cache: CacheDirectory,
     directory: Path,
@@ -55,8 +70,7 @@ def test_what_was_read_through_outlives_upstream(
 ) -> None:
     [git] = prepared_store.installed(("git",))["git"]
     with nginx(full_cache, directory / "nginx") as served:
-        registry = reading_through(empty_store, directory, served)
-        registry.start()
+        registry = read_through(cold, served).start()
         make_node().fetch(registry.cache_url, registry.public_key, git)
         assert registry.stop() == 0
     start(registry)
@@ -66,24 +80,21 @@ def test_what_was_read_through_outlives_upstream(
 
 
 def test_a_corrupt_nar_of_upstream_is_neither_kept_nor_served(
-    empty_store: ChrootStore,
+    cold: Registry,
     prepared_store: ChrootStore,
-    full_cache: CacheDirectory,
+    own_cache: CacheDirectory,
+    hello: str,
     directory: Path,
     start: Start,
     make_node: MakeNode,
 ) -> None:
-    [hello] = prepared_store.installed(("hello",))["hello"]
-    broken = full_cache.copy(directory / "broken")
-    nar = broken.nar(hello)
+    nar = own_cache.nar(hello)
     good = nar.read_bytes()
     replace(nar, good[:-40] + bytes(byte ^ 0xFF for byte in good[-40:]))
-    with nginx(broken, directory / "nginx") as served:
-        registry = start(reading_through(empty_store, directory, served))
+    with nginx(own_cache, directory / "nginx") as served:
+        registry = start(read_through(cold, served))
         node = make_node()
-        done: subprocess.CompletedProcess[str] = node.fetch(
-            registry.cache_url, registry.public_key, hello, check=False
-        )
+        done = node.fetch(registry.cache_url, registry.public_key, hello, check=False)
         assert done.returncode != 0
         assert hello not in node.all_paths()
         stored = [file.read_bytes() for file in (registry.storage_directory / "nar").glob("*")]
@@ -99,22 +110,19 @@ def test_a_corrupt_nar_of_upstream_is_neither_kept_nor_served(
 
 
 def test_an_upstream_with_a_second_one_behind(
-    empty_store: ChrootStore,
+    cold: Registry,
     prepared_store: ChrootStore,
-    full_cache: CacheDirectory,
+    own_cache: CacheDirectory,
+    served: Served,
+    hello: str,
     directory: Path,
     start: Start,
     make_node: MakeNode,
 ) -> None:
-    """The NAR of the first is bad: clients never notice."""
-    [hello] = prepared_store.installed(("hello",))["hello"]
-    broken = full_cache.copy(directory / "broken")
-    broken.nar(hello).unlink()
-    with nginx(broken, directory / "nginx-1") as first, nginx(full_cache, directory / "nginx-2") as second:
-        registry = Registry(directory / "state", empty_store.root)
-        registry.substituters = [first.substituter(1), second.substituter(2)]
-        registry.config = f"[binary_cache]\nupstreams = ['{first.url}', '{second.url}']\n"
-        start(registry)
+    """The first lacks a NAR: clients never notice."""
+    own_cache.nar(hello).unlink()
+    with nginx(own_cache, directory / "nginx-first") as first:
+        registry = start(read_through(cold, first, served))
         node = make_node()
         node.fetch(registry.cache_url, registry.public_key, hello)
         assert node.all_paths() == prepared_store.closure([hello])

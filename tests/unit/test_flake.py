@@ -91,7 +91,7 @@ def test_the_package_is_what_pyproject_says(outputs: dict[str, Any], system: str
     assert package["pname"] == PROJECT["name"]
     assert package["version"] == PROJECT["version"]
     assert package["dependencies"] == [re.split(r"[^\w.-]", d)[0] for d in PROJECT["dependencies"]]
-    assert package["buildSystem"] == ["hatchling"]
+    assert package["buildSystem"] == ["grpcio-tools", "hatchling"]
     assert package["mainProgram"] in PROJECT["scripts"]
     assert package["imports"] == [PROJECT["scripts"][package["mainProgram"]].split(":")[0]]
     assert str(ROOT / "nixery_snap") in package["files"]

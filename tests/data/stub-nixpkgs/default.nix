@@ -3,18 +3,21 @@
 let
   # As on nixpkgs' python3Packages. A new dependency of pyproject.toml goes here once it is known to be there.
   pythonPackageNames = [
+    "aiohappyeyeballs"
     "aiohttp"
     "backports-zstd"
     "brotli"
     "cachetools"
     "click"
-    "cryptography"
+    "grpcio"
+    "grpcio-tools"
     "hatchling"
     "inotify-simple"
     "rapidfuzz"
-    "networkx"
     "obstore"
+    "protobuf"
     "pydantic"
+    "pynacl"
     "rich"
     "structlog"
     "uvloop"

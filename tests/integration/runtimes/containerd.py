@@ -3,7 +3,7 @@
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -45,7 +45,21 @@ def config_for(release: str, directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def containerd(directory: Path, release: str) -> Iterator[Containerd]:
+def containerd(directory: Path, release: str, more_config: str = "") -> Iterator[Containerd]:
+    """`more_config` comes behind what every release needs."""
+    with starting(directory, release, more_config) as (client, start):
+        daemon = start()
+        try:
+            yield client
+        finally:
+            daemon.stop()
+
+
+@contextlib.contextmanager
+def starting(
+    directory: Path, release: str, more_config: str = ""
+) -> Iterator[tuple[Containerd, Callable[[], Daemon]]]:
+    """A client, and what starts the daemon, as often as a test stops it."""
     need("containerd", "ctr", "runc")
     need_root()
     env = dict(os.environ)
@@ -53,7 +67,7 @@ def containerd(directory: Path, release: str) -> Iterator[Containerd]:
         programs = need_file(files / "usr" / "bin" / "containerd").parent
         env["PATH"] = f"{programs}{os.pathsep}{env['PATH']}"  # its own shim must be found first
     config = directory / "config.toml"
-    config.write_text(config_for(release, directory))
+    config.write_text(config_for(release, directory) + more_config)
     client = Containerd(directory / "socket", env)
     places: list[Argument] = [
         "--root",
@@ -63,11 +77,14 @@ def containerd(directory: Path, release: str) -> Iterator[Containerd]:
         "--address",
         client.socket,
     ]
-    daemon = Daemon(["containerd", "--config", config, *places], log=directory / "log", env=env)
-    try:
+
+    def start() -> Daemon:
+        daemon = Daemon(["containerd", "--config", config, *places], log=directory / "log", env=env)
         daemon.wait_ready(client.answers)
-        yield client
+        return daemon
+
+    try:
+        yield client, start
     finally:
-        daemon.stop()
         unmount_below(directory)
         remove_empty_cgroups("default/test-*")
