@@ -32,9 +32,8 @@ def registry_hosts(certs_directory: Path, host: str) -> list[RegistryHost]:
     for directory in (host, f"{name}_{port}_" if port else host, "_default"):
         file = certs_directory / directory / "hosts.toml"
         try:
-            return list(_configured(tomllib.loads(file.read_text()), host, file.parent))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
+            if file.is_file():
+                return list(_configured(tomllib.loads(file.read_text()), host, file.parent))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise SettingsError("image_service.certs_directory", f"{file} cannot be read: {error}") from error
     return [_itself(host)]

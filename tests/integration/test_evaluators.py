@@ -36,7 +36,7 @@ from tests.integration.nixtools import EXAMPLES, NIX_CONFIG, ChrootStore
 from tests.integration.processes import run
 
 SYSTEM = "x86_64-linux"
-SECRET = "s3cret-of-the-server"  # noqa: S105 - stands for what must not get out
+SECRET = "s3cret-of-the-server"
 MEMORY_MIB = 1024
 PACKAGE = 'derivation { name = "NAME"; system = "x86_64-linux"; builder = "/bin/sh"; }'
 # Attributes that a stranger's package set may have, `URL` being a server that counts its clients.

@@ -31,7 +31,7 @@ from tests.integration.sources_git import (
     ssh_server,
 )
 
-SECRET = "s3cret-token-of-the-tests"  # noqa: S105 - must not be seen anywhere
+SECRET = "s3cret-token-of-the-tests"
 Open = Callable[..., PackageSource]
 
 

@@ -20,7 +20,7 @@ from nixery_snap.sources.opening import SourceOptions, open_source
 from tests.integration.sources_web import Answer, WebServer, archive, web_server
 from tests.unit.sources.archives import compress
 
-SECRET = "s3cret-token-of-the-tests"  # noqa: S105 - must not be seen anywhere
+SECRET = "s3cret-token-of-the-tests"
 ONE, TWO, THREE = (f"{number:040x}" for number in (1, 2, 3))
 CHANNEL = "channel:nixos-24.05"
 Open = Callable[..., PackageSource]

@@ -22,7 +22,7 @@ SMALL_NAR, LARGE_NAR, AWAY_NAR = f"{'a' * 52}.nar", f"{'b' * 52}.nar.zst", f"{'c
 BY_PATH = f"{'d' * 84}.nar.xz"  # not named by the hash of the file
 DRV = f"{HASH}-a+b?c=d.e.drv"
 LOG = "a lög\n".encode()
-SECRET = "s3cret-/srv/storage"  # noqa: S105 - stands for what must not get out
+SECRET = "s3cret-/srv/storage"
 AWAY = "https://bucket.example/nar?X-Signature=abc%2Fdef"
 
 

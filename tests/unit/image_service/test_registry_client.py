@@ -23,7 +23,8 @@ MANIFEST = json.dumps(
     }
 ).encode()
 DIGEST = Digest.of(MANIFEST)
-BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
+SECRET, TOKEN = "s3cret", "t0ken"
+BASIC = "Basic " + base64.b64encode(f"me:{SECRET}".encode()).decode()
 
 
 class Server:
@@ -43,7 +44,7 @@ class Server:
         given = request.headers.get("Authorization", "")
         if name == "basic" and given != BASIC:
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="x"'})
-        if name == "token" and given != "Bearer t0ken":
+        if name == "token" and given != f"Bearer {TOKEN}":
             challenge = f'Bearer realm="http://{self.host}/token",service="s",scope="repository:token:pull"'
             return web.Response(status=401, headers={"WWW-Authenticate": challenge})
         if name == "elsewhere":
@@ -66,10 +67,10 @@ class Server:
         self.seen.append(request)
         if request.method == "POST":
             form = await request.post()
-            is_right = form["refresh_token"] == "identity" and form["service"] == "s"
+            is_right = form["refresh_token"] == SECRET and form["service"] == "s"
         else:
             is_right = request.headers.get("Authorization") == BASIC and request.query["service"] == "s"
-        return web.json_response({"token": "t0ken"}) if is_right else web.Response(status=401)
+        return web.json_response({"token": TOKEN}) if is_right else web.Response(status=401)
 
 
 @pytest.fixture
@@ -98,11 +99,11 @@ async def client(tmp_path: Path) -> AsyncIterator[RegistryClient]:
     ("name", "auth"),
     [
         ("open", AuthConfig()),
-        ("basic", AuthConfig(username="me", password="secret")),
-        ("basic", AuthConfig(auth=base64.b64encode(b"me:secret").decode())),
-        ("token", AuthConfig(username="me", password="secret")),
-        ("token", AuthConfig(identity_token="identity")),
-        ("token", AuthConfig(registry_token="t0ken")),
+        ("basic", AuthConfig(username="me", password=SECRET)),
+        ("basic", AuthConfig(auth=base64.b64encode(f"me:{SECRET}".encode()).decode())),
+        ("token", AuthConfig(username="me", password=SECRET)),
+        ("token", AuthConfig(identity_token=SECRET)),
+        ("token", AuthConfig(registry_token=TOKEN)),
         ("multi", AuthConfig()),
     ],
 )
@@ -137,10 +138,10 @@ async def test_not_found(server: Server, client: RegistryClient, name: str, mess
 
 
 async def test_credentials_are_for_their_server_only(server: Server, client: RegistryClient) -> None:
-    secret = AuthConfig(username="me", password="secret", server_address="https://other.example")
+    secret = AuthConfig(username="me", password=SECRET, server_address="https://other.example")
     with pytest.raises(NixerySnapError) as raised:
         await client.manifest(Reference(server.host, "basic", "latest"), secret)
-    assert "secret" not in str(raised.value)
+    assert SECRET not in str(raised.value)
     assert not [one for one in server.seen if "Authorization" in one.headers]
 
 

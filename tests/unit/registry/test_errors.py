@@ -8,7 +8,7 @@ from nixery_snap import errors
 from nixery_snap.errors import NixerySnapError, PackageProblem, ProblemKind
 from nixery_snap.registry.errors import TABLE, code_and_status, error_response
 
-SECRET = "s3cret-/srv/registry/token"  # noqa: S105 - stands for what must not get out
+SECRET = "s3cret-/srv/registry/token"
 # One of each leaf; whatever text can come from the server's inside is SECRET.
 SAMPLES: tuple[NixerySnapError, ...] = (
     errors.InvalidDigest("sha256:x", "too short"),
