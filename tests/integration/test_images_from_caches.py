@@ -11,7 +11,7 @@ from backports import zstd
 
 from tests.integration.caches import CacheDirectory, KeyPair, Served, nginx
 from tests.integration.images import ALWAYS_ADDED, annotated_paths
-from tests.integration.nixtools import ChrootStore, add_package
+from tests.integration.nixtools import EXAMPLES, ChrootStore, add_package
 from tests.integration.processes import run, wait_until
 from tests.integration.server import PROGRAM, Registry, Start, Substituter
 
@@ -219,3 +219,26 @@ def test_settings_file_and_default(cold: Registry, served: Served, start: Start)
     cold.substituters = None
     start(cold).pull("nix-snapshotter/hello")
     assert served.asked(".narinfo")
+
+
+@pytest.mark.parametrize("image_format", ["nix-snapshotter", "classic"])
+def test_another_architecture_needs_no_builder(
+    own_store: ChrootStore,
+    cold: Registry,
+    empty_store: ChrootStore,
+    directory: Path,
+    start: Start,
+    image_format: str,
+) -> None:
+    attributes = [
+        part for name in ("hello", *(".".join(path) for path in ALWAYS_ADDED)) for part in ("-A", name)
+    ]
+    built = own_store.run(
+        "nix-build", "--no-out-link", "--argstr", "system", "aarch64-linux", *attributes, EXAMPLES
+    ).split()
+    cache = CacheDirectory(directory / "cache", KeyPair.generate(directory / "key")).publish(own_store, built)
+    with nginx(cache, directory / "nginx") as served:
+        cold.substituters = [served.substituter()]
+        image = start(cold).pull(f"{image_format}/arm64/hello")
+    assert image.config["architecture"] == "arm64"
+    check_nothing_realised(cold, empty_store, own_store.closure(built))

@@ -1,0 +1,92 @@
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from nixery_snap.adapters import nix_options, open_source_of, open_substituters, read_popularity
+from nixery_snap.errors import SettingsError
+from nixery_snap.imaging.layering import UNKNOWN_POPULARITY
+from nixery_snap.nix.signing import SecretKey
+from nixery_snap.object_store.pins import StoredPins
+from nixery_snap.object_store.records import StoredRecords
+from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.settings import NixSettings, Settings, SourceSettings, SubstituterSettings
+
+KEY = SecretKey.generate("key-1")
+COUNTS = {"hello": 3}
+
+
+class _Popularity(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/popularity.json" else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps(COUNTS).encode())
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Popularity) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def test_popularity(tmp_path: Path, server: str) -> None:
+    file = tmp_path / "popularity.json"
+    file.write_text(json.dumps(COUNTS))
+    assert read_popularity("") is UNKNOWN_POPULARITY
+    assert read_popularity(str(file)).counts == COUNTS
+    assert read_popularity(f"{server}/popularity.json") == read_popularity(str(file))
+
+
+@pytest.mark.parametrize("where", ["/none", "{file}", "{server}/other", "http://127.0.0.1:9/x"])
+def test_popularity_that_cannot_be_read(tmp_path: Path, server: str, where: str) -> None:
+    (tmp_path / "file").write_text("[]")
+    with pytest.raises(SettingsError, match=r"setting popularity: .* cannot be read"):
+        read_popularity(where.format(file=tmp_path / "file", server=server))
+
+
+async def test_what_nix_is_told() -> None:
+    one, two = (
+        SubstituterSettings(url="http://one.example", public_keys=(str(KEY.public_key),)),
+        SubstituterSettings(url="http://two.example"),
+    )
+    settings = Settings(
+        storage="file:///store",
+        substituters=(one, two),
+        nix=NixSettings(builders="ssh://b.example aarch64-linux"),
+    )
+    others = open_substituters(settings, StoredRecords(ObjectStore("memory://"), 0))
+    options = nix_options(settings, KEY, others)
+    assert options["builders"] == "ssh://b.example aarch64-linux"
+    assert options["extra-substituters"].split() == [one.url, two.url, "file:///store"]
+    assert options["extra-trusted-public-keys"].split() == [str(KEY.public_key)] * 2
+    assert options["fallback"] == "true"
+    for substituter in others.values():
+        await substituter.close()
+    plain = nix_options(Settings(storage="memory://", substituters=()), KEY, {})
+    assert "builders" not in plain, "that would take away those of nix.conf"
+    assert plain["extra-substituters"] == ""
+
+
+def test_a_source_and_its_options(tmp_path: Path) -> None:
+    (tmp_path / "default.nix").write_text("{ }")
+    pins = StoredPins(ObjectStore("memory://"))
+    settings = Settings(
+        source=f"path:{tmp_path}",
+        cache_directory=str(tmp_path / "cache"),
+        sources={"more": SourceSettings(spec="git+ftp://x", prefix="more")},
+    )
+    source = open_source_of(settings, "default", pins)
+    assert source.name == f"path:{tmp_path}"
+    source.close()
+    with pytest.raises(SettingsError, match=r"setting sources\.more"):
+        open_source_of(settings, "more", pins)
