@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from cachetools import LRUCache
@@ -19,10 +19,12 @@ from cachetools import LRUCache
 from nixery_snap.errors import (
     BlobNotFound,
     CorruptPath,
+    EvaluationFailed,
     NixerySnapError,
     PackagesUnavailable,
     PathsMissing,
     RealisationFailed,
+    RealisationTimedOut,
     StillWorking,
     SubstituterError,
 )
@@ -57,6 +59,7 @@ from nixery_snap.ports import (
 )
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 # Part of every image's and resolution's key: raise it when the same input begins to give other bytes.
 RECIPE_VERSION: Final = 1
@@ -143,19 +146,20 @@ class Pipeline:
     async def images(
         self, requests: Sequence[ImageRequest], wait_seconds: float | None = None, client: str = ""
     ) -> list[Image]:
-        """The same for several systems, without those for which packages do not evaluate or cannot be built.
+        """The same image for several systems, without those for which it does not evaluate or cannot be built.
 
         Raises what the first one raises when none is left.
         """
+        pin = await self._pinned(requests[0], wait_seconds)  # once: all are of the same revision
         results = await asyncio.gather(
-            *(self.image(request, wait_seconds, client=client) for request in requests),
+            *(self._image_at(pin, request, wait_seconds, client=client) for request in requests),
             return_exceptions=True,
         )
         images = []
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, Image):
                 images.append(result)
-            elif isinstance(result, PackagesUnavailable | RealisationFailed):
+            elif isinstance(result, PackagesUnavailable | EvaluationFailed | RealisationFailed):
                 log.info("system-left-out", title=request.title, system=request.system, reason=str(result))
             else:
                 raise result
@@ -175,22 +179,21 @@ class Pipeline:
         Raises StillWorking after `wait_seconds`, while the work goes on, and TooManyRequests; else what the steps
         raise.
         """
-        pin = await self._pinned(request, wait_seconds)
+        pin = await self._pinned(request, wait_seconds, client)
         key = self._key(request, pin)
         if image := await self._recorded.run(key, lambda: self._from_record(key, request, pin)):
             return image
-        if client and not self._images.runs(key):
-            self._clients.check(client)
+        make = self._counted(self._images, key, client, lambda: self._made(key, request, pin, progress))
         try:
-            return await self._images.run(
-                key, lambda: self._made(key, request, pin, progress, client), wait_seconds
-            )
+            return await self._images.run(key, make, wait_seconds)
         except StillWorking as error:
             state = self._states.get(key, "")
             raise StillWorking(error.waited_seconds, error.retry_after_seconds, state) from None
 
-    async def _pinned(self, request: ImageRequest, wait_seconds: float | None) -> Pin:
+    async def _pinned(self, request: ImageRequest, wait_seconds: float | None, client: str) -> Pin:
         source = self.source(request)
+        if pin := source.current(request.tag):
+            return pin
 
         async def work() -> Pin:
             with _timed("pinned", source=request.source, tag=request.tag) as facts:
@@ -198,13 +201,29 @@ class Pipeline:
                 facts["revision"] = pin.revision
             return pin
 
-        return source.current(request.tag) or await self._pins.run(
-            f"{request.source} {request.tag}", work, wait_seconds
-        )
+        key = f"{request.source} {request.tag}"
+        return await self._pins.run(key, self._counted(self._pins, key, client, work), wait_seconds)
 
-    async def _made(
-        self, key: str, request: ImageRequest, pin: Pin, progress: Progress, client: str
-    ) -> Image:
+    def _counted(
+        self, running: Coalescer[T], key: str, client: str, work: Callable[[], Awaitable[T]]
+    ) -> Callable[[], Awaitable[T]]:
+        """`work`, which counts for `client` from now until it ends, unless it is under way already.
+
+        To be given to `running` at once. Raises TooManyRequests.
+        """
+        if not client or running.runs(key):
+            return work
+        self._clients.begin(client)
+
+        async def counted() -> T:
+            try:
+                return await work()
+            finally:
+                self._clients.end(client)
+
+        return counted
+
+    async def _made(self, key: str, request: ImageRequest, pin: Pin, progress: Progress) -> Image:
         def note(line: str) -> None:
             self._states[key] = line
             progress(line)
@@ -212,8 +231,7 @@ class Pipeline:
         try:
             if image := await self._from_record(key, request, pin):  # made while its record was looked for
                 return image
-            with self._clients.counted(client):
-                return await self._image(key, request, pin, note)
+            return await self._image(key, request, pin, note)
         finally:
             self._states.pop(key, None)
 
@@ -228,9 +246,10 @@ class Pipeline:
             shape = [self._max_layers, popularity] if popularity else self._max_layers
         names = [list(name.parts) for name in request.names]
         base = sorted(list(name.parts) for name in self._base_packages)
+        told = [pin.url] if pin.url else []  # in the manifest: of one revision there can be several copies
         return cache_key(
             *(RECIPE_VERSION, pin.revision, *_variant(pin)),
-            *(request.system, request.format, names, request.shell, base, shape),
+            *(request.system, request.format, names, request.shell, base, shape, *told),
         )
 
     async def _from_record(self, key: str, request: ImageRequest, pin: Pin) -> Image | None:
