@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -46,7 +48,8 @@ def _attribute_path(text: str) -> str:
 def _source(text: str) -> str:
     kind, _, rest = text.partition(":")
     if not rest or not (kind in SOURCE_KINDS or kind.startswith("git+")):
-        raise ValueError(f"{text!r} is none of git+URL, {', '.join(f'{kind}:…' for kind in SOURCE_KINDS)}")
+        # Not what it is instead: it may hold a password.
+        raise ValueError(f"it must be one of git+URL, {', '.join(f'{kind}:…' for kind in SOURCE_KINDS)}")
     return f"path:{Path(rest).absolute()}" if kind == "path" else text
 
 
@@ -77,6 +80,12 @@ def _prefix(name: str) -> str:
             f"{name!r} cannot be used here: it is no single part of a name, or has a meaning already"
         )
     return name
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", text):
+        raise ValueError(f"{text!r} is no name of a host: leave out scheme, port and path")
+    return text
 
 
 def _cache_url(text: str) -> str:
@@ -130,11 +139,11 @@ class SourceSettings(_Section):
     """Where it is, as in `source`, which says it for the default one."""
     prefix: NamePart | Literal[""] = ""
     """Names that begin with it mean this source, behind the format."""
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = ()
     """Clients that call this server by one of these names mean this source."""
     overlays: tuple[str, ...] = ()
     """Files with overlays for package sets that take them."""
-    nixpkgs_config: dict[str, Any] = {}
+    nixpkgs_config: dict[str, JsonValue] = {}
     """As in nixpkgs' `config`: allowUnfree, permittedInsecurePackages …"""
     restricted: bool | None = None
     """Whether evaluation may read nothing but the source; when absent, for all but `path:`."""
@@ -206,7 +215,7 @@ class LimitSettings(_Section):
     max_layers: int = Field(default=DEFAULT_MAX_LAYERS, ge=2, le=125)
     """Layers of a classic image, its forest's layer included."""
     packages: PositiveInt = 64
-    """Packages of one image, those of its meta-packages included."""
+    """Packages that one image name may hold, beside those that its meta-packages stand for."""
     client_images: PositiveInt = 16
     """Images that are being made at a time because one client address asked for them."""
     build_queue: PositiveInt = 256

@@ -25,6 +25,7 @@ STATUSES: Final[dict[type[errors.NixerySnapError], int]] = {
     errors.NixError: 500,
     errors.SubstituterError: 404,  # what an upstream has wrong, we have not
     errors.SubstituterUnreachable: 503,
+    errors.TooManyRequests: 503,
     errors.ContainerdError: 500,
     errors.StorageError: 500,
     errors.SourceError: 503,

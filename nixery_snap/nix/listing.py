@@ -21,9 +21,10 @@ from nixery_snap.nix.file_tree import (
 MAX_SIZE: Final = 32 << 20  # bytes; 200,000 files take about half of that
 _VERSION: Final = 1
 # Its JSON was sorted from Nix 2.4 on, and is put together in another order by ours.
-_DIRECTORY_FIRST: Final = (
-    b'{"version":1,"root":{"type":"directory","entries":{',
-    b'{"root":{"type":"directory","entries":{',
+_DIRECTORY: Final = (
+    (b'{"version":1,"root":{"type":"directory","entries":{', b"}}}"),
+    (b'{"root":{"type":"directory","entries":{', b'}},"version":1}'),
+    (b'{"root":{"entries":{', b'},"type":"directory"},"version":1}'),
 )
 _MAX_FILE_SIZE: Final = (1 << 63) - 1
 
@@ -47,11 +48,11 @@ def parse(content: bytes) -> Node:
 
 
 def root(content: bytes) -> Node:
-    """The node at the root, a directory without its entries: these are not even read where Nix wrote them."""
-    if content.startswith(_DIRECTORY_FIRST) or (
-        content.startswith(b'{"root":{"entries":{')
-        and content.endswith(b'},"type":"directory"},"version":1}')
-    ):
+    """The node at the root, a directory without its entries: these are not even read where Nix wrote them.
+
+    Raises InvalidFormat, also for one that breaks off before its last byte.
+    """
+    if any(content.startswith(begin) and content.endswith(end) for begin, end in _DIRECTORY):
         return Directory()
     tree = parse(content)
     return Directory() if isinstance(tree, Directory) else tree

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 _PREFIX: Final = b"@nix "
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+_LOGIN: Final = re.compile(r"(?<=://)[^/\s'\"]*@")  # Nix shows URLs with all that they hold
 _ERROR_LEVEL: Final = 0
 _COPY_PATH, _BUILD = 100, 105
 _BUILD_LOG_LINE: Final = 101
@@ -64,6 +65,6 @@ class LogReader:
 
 
 def _clean(text: str, length: int = _MAX_LINE) -> str:
-    """Without colours and other control characters: it ends up in terminals and JSON."""
-    text = _ANSI.sub("", text[: 2 * length]).replace("\t", "    ")
+    """Without colours and other control characters, as it ends up in terminals and JSON, nor names and passwords."""
+    text = _LOGIN.sub("", _ANSI.sub("", text[: 2 * length])).replace("\t", "    ")
     return "".join(letter for letter in text if letter.isprintable() or letter == "\n")[:length].rstrip()

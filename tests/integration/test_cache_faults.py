@@ -28,6 +28,7 @@ request_timeout = 3
 nar_timeout = 6
 [limits]
 failure_ttl = 0
+client_images = 1000
 [nix]
 wait_timeout = 110
 """
@@ -123,7 +124,9 @@ def trial(prepared_store: ChrootStore, scratch: Path) -> Iterator[Trial]:
             caches[case] = stack.enter_context(
                 misbehaving(part, **{case.kind.name: FAULTS[case.kind][case.fault]})
             )
-        reference = stack.enter_context(serving(Registry(home / "reference", built.root, source)))
+        reference = stack.enter_context(
+            serving(Registry(home / "reference", built.root, source, config=IMPATIENT))
+        )
         server = Registry(home / "state", empty.root, source, config=IMPATIENT, env=HASTY_NIX)
         server.substituters = [*(cache.substituter(1) for cache in caches.values()), served.substituter(2)]
         stack.enter_context(serving(server))

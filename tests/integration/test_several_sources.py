@@ -8,6 +8,7 @@ import pytest
 
 from tests.integration.nixtools import EXAMPLES, ChrootStore
 from tests.integration.server import OCI_MANIFEST, Registry, Start
+from tests.integration.sources_git import Repository, git_server, http_backend
 
 SETS = {"company": "hello", "other": "singleFile"}  # what `tool` is in each
 
@@ -51,19 +52,38 @@ def test_tags(registry: Registry) -> None:
         assert "link" not in answer.headers
     assert registry.get("/v2/hello/tags/list?last=latest").json()["tags"] == []
     assert registry.get("/v2/hello/tags/list?n=0").json()["tags"] == []
-    for query in ("n=-1", "n=x", "n=%C2%B2"):
+    for query in ("n=-1", "n=x", "n=%C2%B2", f"n={'9' * 5000}"):
         assert registry.get(f"/v2/hello/tags/list?{query}").error["code"] == "NAME_INVALID"
     assert registry.get("/v2/Hello/tags/list").error["code"] == "NAME_INVALID"
+
+
+def test_where_each_image_is_from(directory: Path, own_store: ChrootStore, start: Start) -> None:
+    """Two copies of one repository have the same revisions, and each image tells its own."""
+    http_backend()
+    first = Repository.create(directory / "served/first.git")
+    first.commit({"default.nix": f"import {EXAMPLES}"})
+    shutil.copytree(first.root, directory / "served/second.git")
+    with git_server(directory / "served") as server:
+        urls = {name: f"git+http://{server.host}/{name}.git" for name in ("first", "second")}
+        config = "".join(
+            f'[sources.{name}]\nspec = "{url}"\nprefix = "{name}"\nrestricted = false\n'
+            for name, url in urls.items()
+        )
+        registry = start(Registry(directory / "state", own_store.root, config=config))
+        for name in [*urls] * 2:
+            annotations = registry.pull(f"{name}/hello").manifest["annotations"]
+            assert annotations["org.opencontainers.image.revision"] == first.head
+            assert annotations["org.opencontainers.image.source"] == f"{urls[name]}?rev={first.head}"
 
 
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        ('[sources.default]\nspec = "path:/tmp"\nprefix = "x"', "the default source is set by `source`"),
-        ('[sources.a]\nspec = "path:/tmp"', "give it a prefix or hosts"),
+        ('[sources.default]\nspec = "path:/tmp"\nprefix = "x"', "where it is says `source`"),
+        ('[sources.a]\nspec = "path:/tmp"', "give it a spec, and a prefix or hosts"),
         ('[sources.a]\nspec = "path:/tmp"\nprefix = "shell"', "already means a meta-package"),
         ('[sources.a]\nspec = "path:/tmp"\nprefix = "arm64"', "has a meaning already"),
-        ('[sources.a]\nspec = "path:/nonexistent"\nprefix = "a"', "sources.a.spec: there is no directory"),
+        ('[sources.a]\nspec = "path:/nonexistent"\nprefix = "a"', "sources.a: there is no directory"),
     ],
 )
 def test_settings_that_make_no_sense(

@@ -1,10 +1,12 @@
+import io
 import tomllib
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from nixery_snap.errors import SettingsError
-from nixery_snap.reports import node_config
+from nixery_snap.reports import node_config, welcome
 from nixery_snap.settings import Settings
 
 KEY = "registry-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
@@ -31,6 +33,21 @@ def files(text: str) -> dict[str, str]:
 def nix_conf(text: str) -> dict[str, list[str]]:
     lines = files(text)["/etc/nix/nix.conf"].strip().splitlines()
     return {name: value.split() for name, _, value in (line.partition(" = ") for line in lines)}
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("git+https://me:s3cret@git.example/packages?ref=main", "git+https://git.example/packages"),
+        ("tarball:https://host.example/x.tar?signature=s3cret", "tarball:https://host.example/x.tar"),
+        ("path:/a@b/c", "path:/a@b/c"),
+    ],
+)
+def test_the_welcome_tells_no_secret(source: str, shown: str) -> None:
+    said = io.StringIO()
+    welcome(Console(file=said), Settings(source=source, log_format="console"), "127.0.0.1:80")
+    assert f"serves {shown} at http://127.0.0.1:80\n" in said.getvalue()
+    assert "s3cret" not in said.getvalue()
 
 
 def test_by_default_all_caches_and_ours_first() -> None:

@@ -103,6 +103,9 @@ def test_the_variable_that_names_the_settings_file_is_no_setting(file: Path) -> 
         ("base_packages = ['cacert', 'a..b']", "base_packages.1"),
         ("source = 'https://example.org'", "source"),
         ("source = 'path:'", "source"),
+        ("[sources.a]\nhosts = ['a.example:5000']", "sources.a.hosts.0"),
+        ("[sources.a]\nhosts = ['http://a.example']", "sources.a.hosts.0"),
+        ("[sources.a.nixpkgs_config]\nsince = 2024-01-01", "sources.a.nixpkgs_config.since"),
         ("nix = 'daemon'", "nix"),
         ("[nix]\nstore = 5", "nix.store"),
         ("[nix]\nbuild_timeout = 0", "nix.build_timeout"),
@@ -125,6 +128,13 @@ def test_refused_with_the_dotted_path(file: Path, toml: str, key: str) -> None:
     assert raised.value.key.removesuffix(".[key]") == key
     assert key in str(raised.value)
     assert raised.value.reason
+
+
+@pytest.mark.parametrize("key", ["source", "sources.a.spec"])
+def test_what_is_no_source_may_hold_a_password(file: Path, key: str) -> None:
+    with pytest.raises(SettingsError, match=r"git\+URL") as raised:
+        load(file, f"{key} = 'https://somebody:s3cret@git.example/packages'")
+    assert "s3cret" not in str(raised.value)
 
 
 def test_refused_from_the_environment() -> None:

@@ -41,6 +41,15 @@ async def test_what_a_restricted_set_may_read(nix: NixCommand, tmp_path: Path) -
     assert json.loads(asked.data)["directory"] == str(real)
 
 
+async def test_features_that_a_restricted_set_may_use(nix: NixCommand, tmp_path: Path) -> None:
+    features = "ca-derivations flakes nix-command"
+    nix = NixCommand(nix.store, tmp_path, {"extra-experimental-features": features})
+    asked = await Question.about(PackageSet(tmp_path, restricted=True), "s", nix)
+    assert settings(asked)["experimental-features"] == "ca-derivations nix-command"
+    asked = await Question.about(PackageSet(tmp_path), "s", nix)
+    assert "experimental-features" not in settings(asked)
+
+
 async def test_a_trusted_set(nix: NixCommand, tmp_path: Path) -> None:
     asked = await Question.about(PackageSet(tmp_path, allows_builds=True, config={"a": 1}), "s", nix)
     assert "restrict-eval" not in settings(asked)

@@ -9,11 +9,14 @@ from nixery_snap.imaging.admission import BuildQueue, ClientLimit
 
 def test_a_client_has_its_share() -> None:
     limit = ClientLimit(2)
-    with limit.counted("a"), limit.counted("a"):
+    limit.begin("a")
+    limit.begin("a")
+    for _ in range(3):
         with pytest.raises(TooManyRequests, match="2 images"):
-            limit.check("a")
-        limit.check("b")
-    limit.check("a")
+            limit.begin("a")
+    limit.begin("b")
+    limit.end("a")
+    limit.begin("a")
 
 
 class Builds:
@@ -81,6 +84,23 @@ async def test_the_queue_has_an_end() -> None:
     for name in "ab":
         await builds.end(name)
     await asyncio.gather(*tasks)
+
+
+async def test_all_given_up_at_once() -> None:
+    """As at shutdown: whoever ends passes its turn on to nobody who is gone."""
+    builds = Builds(BuildQueue(1, 10))
+    tasks = [builds.begin(name) for name in "abc"]
+    await settle()
+    for task in tasks:
+        task.cancel()
+    assert [type(end) for end in await asyncio.gather(*tasks, return_exceptions=True)] == [
+        asyncio.CancelledError
+    ] * 3
+    last = builds.begin("d")
+    await settle()
+    assert builds.running[-1] == "d"
+    await builds.end("d")
+    await last
 
 
 async def test_given_up_while_waiting() -> None:

@@ -132,7 +132,8 @@ def test_a_source_is_not_a_package() -> None:
 def test_too_many_packages() -> None:
     grammar = NameGrammar(ImageFormat.CLASSIC, BOTH, META, max_packages=3)
     assert grammar.parse("a/b/c/c").names == paths("a", "b", "c")
-    for name in ("a/b/c/d", "shell/a/b"):
+    assert len(grammar.parse("shell/debug/a/b/c").names) == 6
+    for name in ("a/b/c/d", "shell/a/b/c/d"):
         with pytest.raises(InvalidName, match="names 4 packages, at most 3"):
             grammar.parse(name)
 

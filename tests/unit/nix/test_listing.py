@@ -185,3 +185,19 @@ def test_depth() -> None:
     root = '{"type":"directory","entries":{"d":' * (MAX_DEPTH + 1) + '{"type":"directory","entries":{}}'
     with pytest.raises(InvalidFormat, match="nested deeper"):
         listing.parse(whole(root + "}}" * (MAX_DEPTH + 1)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"version":1,"root":{"type":"directory","entries":{"a":{"type":"regular","size":1}}}}',
+        '{"root":{"type":"directory","entries":{"a":{"type":"regular","size":1}}},"version":1}',
+        '{"root":{"entries":{"a":{"size":1,"type":"regular"}},"type":"directory"},"version":1}',
+    ],
+)
+def test_a_root_that_breaks_off(text: str) -> None:
+    content = text.encode()
+    assert listing.root(content) == Directory()
+    for size_bytes in range(len(content) - 1):  # of the last brace alone nothing tells but a whole reading
+        with pytest.raises(InvalidFormat):
+            listing.root(content[:size_bytes])

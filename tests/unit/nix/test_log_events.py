@@ -39,6 +39,18 @@ def test_copying_is_progress() -> None:
     assert LogReader().feed(event) == "copying path '/nix/store/x'"
 
 
+def test_passwords_of_caches_are_not_told() -> None:
+    """Nix says them with each URL; progress and errors are shown to clients."""
+    log = LogReader()
+    text = "copying path '/nix/store/x' from 'https://me:secret@cache.example'"
+    said = log.feed(line(action="start", id=1, type=COPY, text=text, fields=["x", "a", "b"]))
+    assert said == "copying path '/nix/store/x' from 'https://cache.example'"
+    log.feed(line(action="msg", level=0, msg="", raw_msg="unable to download 'http://se:cr@t@one:1/nar/x@y'"))
+    log.feed(b"https://token@one/ and s3://bucket/me@x and https://one/ me@two")
+    assert log.errors == ["unable to download 'http://one:1/nar/x@y'"]
+    assert list(log.plain) == ["https://one/ and s3://bucket/me@x and https://one/ me@two"]
+
+
 def test_errors_and_plain_lines() -> None:
     log = LogReader()
     log.feed(line(action="msg", level=0, msg="trace and all", raw_msg="\x1b[31;1mbad\x1b[0m thing"))

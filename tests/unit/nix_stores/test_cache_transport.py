@@ -1,5 +1,7 @@
 import asyncio
 import base64
+import gzip
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from nixery_snap.errors import InvalidFormat, SettingsError
+from nixery_snap.nix_stores import cache_transport
 from nixery_snap.nix_stores.cache_transport import (
     CacheTransport,
     HttpTransport,
@@ -16,6 +19,7 @@ from nixery_snap.nix_stores.cache_transport import (
     open_transport,
     shown_url,
 )
+from nixery_snap.nix_stores.decompression import sniffed
 from tests.unit.nix_stores.caches import begun, body, cached, reset, serving, slow_headers, status
 
 HELLO = cached("hello")
@@ -61,6 +65,26 @@ async def test_files(transport: CacheTransport) -> None:
         with pytest.raises(InvalidFormat, match="larger than"):
             await transport.get(name, limit)
     assert "secret" not in transport.url
+
+
+async def test_what_is_unpacked_uncalled_for_does_not_hold_up_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def noted(content: bytes, max_bytes: int) -> bytes:
+        threads.append(threading.current_thread())
+        return sniffed(content, max_bytes)
+
+    monkeypatch.setattr(cache_transport, "sniffed", noted)
+    async with serving() as cache:
+        transport = HttpTransport(cache.url)
+        for content in (b"small", bytes(10_000_000)):
+            cache.faults["x"] = body(gzip.compress(content), Content_Encoding="gzip")
+            assert await transport.get("x", 10_000_000) == content
+        await transport.close()
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
 
 
 async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:

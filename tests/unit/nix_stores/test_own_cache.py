@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
 
 from nixery_snap.errors import CorruptPath, StorageError
@@ -23,6 +24,7 @@ from nixery_snap.ports import Location, StoredBytes, StoredFile
 from tests.unit.nix_stores.caches import (
     KEY,
     OTHER_KEY,
+    CachedPath,
     Fault,
     ScriptedCache,
     asking,
@@ -40,7 +42,14 @@ from tests.unit.stores import Run, To, store_path
 
 HELLO = cached("hello")
 HASH = HELLO.path.hash_part
-NAR_URL = f"nar/{HASH}{HELLO.info.nar_hash.removeprefix('sha256:')}.nar.xz"
+
+
+def told_url(path: CachedPath) -> str:
+    """Of its NAR, as clients are told."""
+    return f"nar/{path.path.hash_part}{path.info.nar_hash.removeprefix('sha256:')}.nar.xz"
+
+
+NAR_URL = told_url(HELLO)
 
 
 @asynccontextmanager
@@ -148,7 +157,7 @@ async def test_read_through(tmp_path: Path, compression: str) -> None:
         assert verified_by(told.info, [KEY.public_key])
         assert verified_by(told.info, [mine.key.public_key])
         assert content_of(await mine.cache.file(path.listing_name)) == path.listing
-        assert mine.names == set(), "nobody wants it yet"
+        assert mine.names == {path.listing_name}, "the NAR nobody wants yet"
         assert mine.cache.narinfo_at_once(HASH) is None
         mine.watch_order()
         assert content_of(await mine.cache.file(told.url)) == path.packed
@@ -166,6 +175,40 @@ async def test_many_ask_at_once(tmp_path: Path) -> None:
         found = await asyncio.gather(*(mine.cache.file(NAR_URL) for _ in range(20)))
         assert {content_of(location) for location in found} == {HELLO.packed}
         assert cache.asked[HELLO.narinfo.url] == 1
+
+
+async def test_nars_that_do_not_end_hold_up_nothing_else(tmp_path: Path) -> None:
+    """However many of them clients ask for: there are only so many threads."""
+    stalled = [cached(f"stalled-{number}", {b"": b"x"}) for number in range(40)]
+    released = asyncio.Event()
+
+    async def stall(_: web.Request) -> web.StreamResponse:
+        await released.wait()
+        return web.Response()
+
+    async with serving(*stalled, HELLO) as cache, asking(cache.url, request_timeout=20) as upstream:
+        for path in stalled:
+            cache.faults[path.narinfo.url] = begun(path.packed[:20], len(path.packed), stall)
+        mine = Own(tmp_path, [upstream])
+        asked = [asyncio.ensure_future(mine.cache.file(told_url(path))) for path in stalled]
+        while not any(cache.asked[path.narinfo.url] for path in stalled):  # noqa: ASYNC110 - by the server
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        for _ in range(3):
+            assert await mine.cache.narinfo(HASH) is not None
+            assert await mine.cache.file(f"log/{HASH}-x.drv") is None
+        assert not any(one.done() for one in asked)
+        released.set()
+        assert await asyncio.gather(*asked) == [None] * len(stalled)
+
+
+async def test_two_upstreams_that_pack_differently(tmp_path: Path) -> None:
+    """Each client gets what it was told of, though both ask for the same path at the same time."""
+    packed = cached("hello", compression="zstd")
+    async with serving(HELLO) as one, serving(packed) as two, own(tmp_path, one, two) as mine:
+        urls = [NAR_URL, f"{NAR_URL[:-3]}.zst"]
+        found = await asyncio.gather(*map(mine.cache.file, urls))
+        assert [content_of(location) for location in found] == [HELLO.packed, packed.packed]
 
 
 async def absent(mine: Own, names: Sequence[str]) -> None:
@@ -252,7 +295,7 @@ async def test_lies_and_the_unreachable(tmp_path: Path) -> None:
             assert mine.names == set()
 
 
-@pytest.mark.parametrize("what", ["500", "too slow", "reset"])
+@pytest.mark.parametrize("what", ["500", "too slow", "reset", "nonsense", "empty"])
 async def test_a_listing_that_does_not_come(tmp_path: Path, what: str) -> None:
     async with serving(HELLO) as bad, serving(HELLO) as good:
         bad.faults[HELLO.listing_name] = FAULTS[what]

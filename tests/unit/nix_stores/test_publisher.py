@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from nixery_snap.errors import CorruptPath, PathsNotFetchable, StorageError
 from nixery_snap.nix.closure_info import closure_info
@@ -17,6 +18,7 @@ from nixery_snap.nix_stores.substituters import Substituters
 from tests.unit.nix_stores.caches import (
     OTHER_KEY,
     CachedPath,
+    Fault,
     ScriptedCache,
     asking,
     body,
@@ -76,6 +78,14 @@ async def wired(
         yield Wired(own, publisher)
 
 
+def late(content: bytes) -> Fault:
+    async def answer(_: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0.2)
+        return web.Response(body=content)
+
+    return answer
+
+
 def at(cache: ScriptedCache, path: CachedPath) -> PathInfo:
     return replace(path.info, origin=cache.url)
 
@@ -133,6 +143,14 @@ async def test_from_a_cache_that_clients_are_not_told_of(tmp_path: Path) -> None
         await its.offer(closure_of(at(cache, PUBLIC), at(cache, OFFERED)))
         assert its.own.published == {"public", "offered"}
         assert its.own.narinfo(PUBLIC.path.hash_part).file_hash == PUBLIC.narinfo.file_hash
+
+
+async def test_copies_come_after_what_they_refer_to(tmp_path: Path) -> None:
+    async with serving(PUBLIC, OFFERED) as cache, wired(tmp_path, cache, clients={URL}) as its:
+        its.own.watch_order()
+        cache.faults[PUBLIC.narinfo.url] = late(PUBLIC.packed)
+        await its.offer(closure_of(at(cache, PUBLIC), at(cache, OFFERED)))
+        assert its.own.published == {"public", "offered"}
 
 
 async def test_all(tmp_path: Path) -> None:

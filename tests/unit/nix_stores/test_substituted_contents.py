@@ -1,15 +1,16 @@
 import asyncio
 import gzip
+import itertools
 import lzma
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import pytest
 import structlog
 
-from nixery_snap.errors import CorruptPath, PathsMissing, SubstituterError
+from nixery_snap.errors import CorruptPath, InvalidFormat, PathsMissing, SubstituterError
 from nixery_snap.nix import listing
 from nixery_snap.nix.content_address import ContentAddress, store_path
 from nixery_snap.nix.file_tree import Directory, Node, Regular, Symlink
@@ -18,6 +19,7 @@ from nixery_snap.nix.store_path import StorePath
 from nixery_snap.nix_stores.decompression import zstd
 from nixery_snap.nix_stores.substituted_contents import SubstitutedContents
 from nixery_snap.nix_stores.substituters import Substituters
+from nixery_snap.nix_stores.verified_nar import unverified_root, verified_entries
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import Records
@@ -331,6 +333,29 @@ async def test_a_bomb_is_not_read_to_its_end() -> None:
         finally:
             tracemalloc.stop()
         assert peak < 20_000_000
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_a_stream_that_unpacks_to_nothing_has_an_end(compression: str) -> None:
+    """Empty members could go on for ever, and would all be kept."""
+    pack = {"gzip": gzip.compress, "zstd": zstd.compress}[compression]
+    taken = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal taken
+        yield pack(HELLO.nar)
+        while taken < 20_000_000:
+            taken += 20_000
+            yield pack(b"") * (20_000 // len(pack(b"")))
+
+    bad = replace(HELLO.narinfo, compression=compression)
+    with pytest.raises(InvalidFormat, match="compressed"):
+        for _ in verified_entries(chunks(), bad):
+            pass
+    assert taken < 4_000_000
+    taken = 0
+    with pytest.raises(InvalidFormat, match="compressed"):
+        unverified_root(itertools.islice(chunks(), 1, None), bad)
 
 
 @pytest.mark.parametrize("what", BAD_NARS)

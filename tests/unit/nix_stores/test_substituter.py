@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import structlog
@@ -40,6 +41,7 @@ from tests.unit.nix_stores.caches import (
 
 HELLO = cached("hello", references=[cached("glibc").path])
 ABSENT = StorePath("0" * 32, "absent")
+OTHER = bytes(cached("other", {b"": b"x"}).narinfo).decode()
 
 
 def records() -> StoredRecords:
@@ -90,6 +92,34 @@ async def test_results_are_remembered() -> None:
             assert await substituter.narinfo(late.path)
             cache.files.clear()
             assert await substituter.narinfo(late.path)
+
+
+class Noting(StoredRecords):
+    """`keys` are those of what was written."""
+
+    def __init__(self) -> None:
+        super().__init__(ObjectStore("memory://"), 1 << 20)
+        self.keys: list[str] = []
+
+    async def put(self, kind: str, key: str, value: Any) -> Any:
+        self.keys.append(key)
+        return await super().put(kind, key, value)
+
+
+@pytest.mark.parametrize("value", [[5], "text", {"x": 1}, {"narinfo": 5}, {"narinfo": OTHER}], ids=range(5))
+async def test_records_that_are_damaged_are_none(value: Any) -> None:
+    """Nor is anybody left waiting for an answer."""
+    noting = Noting()
+    async with serving(HELLO) as cache:
+        async with asking(cache.url, noting) as substituter:
+            await substituter.narinfo(HELLO.path)
+        [key] = noting.keys
+        damaged = records()
+        await damaged.put("narinfo", key, value)
+        async with asking(cache.url, damaged) as substituter, asyncio.timeout(5):
+            found = await substituter.narinfo_by_hash(HELLO.path.hash_part)
+        assert found is not None
+        assert found.info.path == HELLO.path
 
 
 async def test_absence_is_remembered_for_a_while() -> None:

@@ -97,12 +97,12 @@ async def test_who_has_it() -> None:
         asking(other.url) as b,
     ):
         substituters = Substituters([a, b])
-        assert await substituters.has(HELLO.path, [one.url])
-        assert await substituters.has(HELLO.path, [other.url, one.url + "/"])
-        assert not await substituters.has(HELLO.path, [other.url])
-        assert not await substituters.has(HELLO.path, [])
+        assert await substituters.having([HELLO.path], [one.url])
+        assert await substituters.having([HELLO.path], [other.url, one.url + "/"])
+        assert not await substituters.having([HELLO.path], [other.url])
+        assert not await substituters.having([HELLO.path], [])
         other.faults["*"] = status(500)
-        assert not await substituters.has(HELLO.path, [other.url])
+        assert not await substituters.having([HELLO.path], [other.url])
 
 
 async def test_who_has_which_of_many() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import resource
 import threading
 import time
 from pathlib import Path
@@ -39,6 +40,25 @@ def test_nothing_is_visible_before_commit(store: ObjectStore, root: Path) -> Non
     assert files(root) == [Path(keys.blob(digest))]
     assert (root / keys.blob(digest)).read_bytes() == 3 * CONTENT
     assert (root / keys.blob(digest)).stat().st_mode & 0o777 == 0o644
+
+
+def test_a_full_disk_is_a_storage_error(store: ObjectStore, root: Path) -> None:
+    """Here the disk is full for this process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(StorageError, match="too large"), Blobs(store).writer() as writer:
+            for _ in range(100):
+                writer.write(CONTENT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(root) == []
+
+
+async def test_a_key_that_cannot_be_is_a_storage_error(store: ObjectStore) -> None:
+    await store.put("file", CONTENT)
+    with pytest.raises(StorageError):
+        await store.locate("file/below")
 
 
 def give_up(blobs: Blobs) -> None:

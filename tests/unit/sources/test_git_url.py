@@ -53,6 +53,7 @@ def test_passwords_are_taken_out() -> None:
         "git+ssh://me:password@host/x",
         "git+file://host/x",
         "git+file:x",
+        "git+file:///x%00y",
         "git+ext://x/y",
         "git+git://host/x",
         "git+https://host/x?ref=-x",

@@ -94,6 +94,8 @@ HOSTILE: dict[str, bytes] = {
     "twice": entry("f", b"") + entry("f", b""),
     "too deep": entry("a/" * 10 + "x", b""),
     "too long": entry("a" * 256, b""),
+    "too long together": entry("/".join(["a" * 200] * 11), b""),
+    "a link to something too long": entry("l", kind=LINK, target="a" * 2049),
     "too many": b"".join(entry(f"f{number}", b"") for number in range(101)),
     "too many implied": b"".join(entry(f"{number}/a/b/c/d", b"") for number in range(25)),
     "too large": entry("f", bytes(1_000_001)),
