@@ -14,7 +14,8 @@ from typing import Any, Final
 _PREFIX: Final = b"@nix "
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _LOGIN: Final = re.compile(r"(?<=://)[^/\s'\"]*@")  # Nix shows URLs with all that they hold
-_ERROR_LEVEL: Final = 0
+_ERROR_LEVEL, _WARNING_LEVEL = 0, 1
+_MAX_WARNINGS: Final = 50
 _COPY_PATH, _BUILD = 100, 105
 _BUILD_LOG_LINE: Final = 101
 _MAX_PLAIN_LINES: Final = 200
@@ -29,6 +30,8 @@ class LogReader:
     log_lines: int = 25
     errors: list[str] = field(default_factory=list)
     """Error messages without their traces, in order."""
+    warnings: dict[str, None] = field(default_factory=dict)
+    """First lines of warnings, each once: substituters that do not answer, and bad signatures, are warnings to Nix."""
     build_logs: dict[str, deque[str]] = field(default_factory=dict)
     """The last lines that each derivation's builder printed, by drv path."""
     plain: deque[str] = field(default_factory=lambda: deque(maxlen=_MAX_PLAIN_LINES))
@@ -61,6 +64,9 @@ class LogReader:
                     self.build_logs[building].append(_clean(str(event["fields"][0])))
             case "msg" if event["level"] == _ERROR_LEVEL and "raw_msg" in event:
                 self.errors.append(_clean(event["raw_msg"], _MAX_MESSAGE))
+            case "msg" if event["level"] == _WARNING_LEVEL and len(self.warnings) < _MAX_WARNINGS:
+                text = _clean(str(event.get("raw_msg", event["msg"]))).partition("\n")[0]
+                self.warnings[text.removeprefix("warning: ")] = None
         return None
 
 

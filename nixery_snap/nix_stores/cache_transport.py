@@ -99,7 +99,7 @@ class HttpTransport:
         if not _is_there(answer.status, answer.headers.get("retry-after", "")):
             return None
         if "content-encoding" in answer.headers:  # uncalled for, but it happens
-            return sniffed(answer.body, max_bytes)
+            return await asyncio.to_thread(sniffed, answer.body, max_bytes)
         return answer.body
 
     async def _answer(self, name: str, max_bytes: int) -> Answer:

@@ -49,9 +49,11 @@ class NarInfoRecords:
         found: dict[str, NarInfo] = {}
         for hash_part, value in values.items():
             try:
-                found[hash_part] = NarInfo.parse(value["narinfo"].encode(), self._url)
-            except InvalidFormat:  # written by a version with other rules
-                continue
+                narinfo = NarInfo.parse(value["narinfo"].encode(), self._url)
+            except (InvalidFormat, LookupError, TypeError, AttributeError, ValueError):
+                continue  # damaged, or written by a version with other rules
+            if narinfo.info.path.hash_part == hash_part:
+                found[hash_part] = narinfo
         return found
 
     def put(self, narinfo: NarInfo) -> None:

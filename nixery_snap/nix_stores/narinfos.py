@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 from cachetools import LRUCache, TTLCache
 
-from nixery_snap.errors import BadSignature, CorruptPath, InvalidFormat, StorageError, SubstituterError
+from nixery_snap.errors import BadSignature, CorruptPath, InvalidFormat, SubstituterError
 from nixery_snap.nix.base32 import ALPHABET
 from nixery_snap.nix.content_address import recomputes
 from nixery_snap.nix.narinfo import MAX_SIZE, NarInfo
@@ -122,7 +122,7 @@ class NarInfos:
     async def _find(self, hash_parts: Sequence[str]) -> None:
         try:
             recorded = await self._recorded.get(hash_parts)
-        except StorageError as error:
+        except Exception as error:  # whatever it is, somebody waits for it
             for hash_part in hash_parts:
                 self._say(hash_part, error)
             return

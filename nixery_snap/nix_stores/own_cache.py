@@ -7,6 +7,7 @@ import hashlib
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeVar
 
 import structlog
@@ -21,7 +22,7 @@ from nixery_snap.nix.store_path import STORE_DIR
 from nixery_snap.nix_stores.build_logs import BuildLogs
 from nixery_snap.nix_stores.substituter import Substituter
 from nixery_snap.nix_stores.verified_nar import verified_entries
-from nixery_snap.ports import CacheFiles, CacheFileWriter, Location, StoreContents, StoredBytes
+from nixery_snap.ports import CacheFiles, CacheFileWriter, Location, StoreContents
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -57,7 +58,7 @@ class OwnCache:
         self._contents = contents
         self._logs = logs
         self._upstreams = upstreams
-        self._copying: dict[str, asyncio.Task[str]] = {}
+        self._copying: dict[tuple[str, str], asyncio.Task[NarInfo]] = {}
 
     async def initialise(self, priority: int) -> None:
         """Say what the bucket is to those who use it without this server."""
@@ -81,7 +82,7 @@ class OwnCache:
         if not self._upstreams or kind == "log":
             return None
         if not kind and suffix == "ls":
-            return await self._from_upstreams(hash_part, _listing)
+            return await self._from_upstreams(hash_part, self._listing)
         if len(hash_part) != _HASH_PART_LENGTH + _FILE_HASH_LENGTH:
             return None
         return await self._fetched(hash_part[:_HASH_PART_LENGTH], name)
@@ -111,13 +112,32 @@ class OwnCache:
             # Builds, and how they are compressed, differ: the client has been told of one of them.
             if _url(narinfo) != url:
                 return None
-            return await self._files.locate(await self.mirror(substituter, narinfo))
+            copy = await self.mirror(substituter, narinfo)
+            await self.announce(copy)
+            return await self._files.locate(copy.url)
 
         if content := await self._files.get(f"{hash_part}.narinfo"):
             mine = NarInfo.parse(content)
             if _url(mine) == url and (location := await self._files.locate(mine.url)):
                 return location
         return await self._from_upstreams(hash_part, copied)
+
+    async def _listing(self, substituter: Substituter, narinfo: NarInfo) -> Location | None:
+        if not await self._keep_listing(substituter, narinfo):
+            return None
+        return await self._files.locate(f"{narinfo.info.path.hash_part}.ls")
+
+    async def _keep_listing(self, substituter: Substituter, narinfo: NarInfo) -> bool:
+        """Whether there is one. Raises SubstituterError."""
+        path = narinfo.info.path
+        if (text := await substituter.listing_text(narinfo.info)) is None:
+            return False
+        try:
+            await asyncio.to_thread(listing.parse, text)
+        except InvalidFormat as error:
+            raise CorruptPath(substituter.url, str(path), f"its listing: {error.reason}") from error
+        await self._files.put(f"{path.hash_part}.ls", text)
+        return True
 
     def _signed(self, narinfo: NarInfo) -> NarInfo:
         """With our signature too: its signature, or its content, has been verified."""
@@ -141,28 +161,24 @@ class OwnCache:
         await self._files.put(f"{info.path.hash_part}.ls", tree)
         await self.announce(narinfo)
 
-    async def mirror(self, substituter: Substituter, narinfo: NarInfo) -> str:
-        """Copy a path from another cache as it is; the NAR's name here. Raises SubstituterError."""
-        base_name = narinfo.info.path.base_name
-        task = self._copying.get(base_name)
+    async def mirror(self, substituter: Substituter, narinfo: NarInfo) -> NarInfo:
+        """Copy a path from another cache as it is, all but the narinfo. Raises SubstituterError."""
+        key = substituter.url, _url(narinfo)
+        task = self._copying.get(key)
         if task is None:
-            task = self._copying[base_name] = asyncio.ensure_future(self._mirror(substituter, narinfo))
-            task.add_done_callback(lambda _: self._copying.pop(base_name))
+            task = self._copying[key] = asyncio.ensure_future(self._mirror(substituter, narinfo))
+            task.add_done_callback(lambda _: self._copying.pop(key))
         return await asyncio.shield(task)
 
-    async def _mirror(self, substituter: Substituter, narinfo: NarInfo) -> str:
-        async with substituter.stream_nar(narinfo) as chunks:
-            copied = await asyncio.to_thread(self._copy, substituter, narinfo, chunks)
+    async def _mirror(self, substituter: Substituter, narinfo: NarInfo) -> NarInfo:
+        copy = await substituter.read_nar(narinfo, partial(self._copy, substituter, narinfo))
         try:
-            if (text := await substituter.listing_text(narinfo.info)) is not None:
-                await asyncio.to_thread(listing.parse, text)
-                await self._files.put(f"{narinfo.info.path.hash_part}.ls", text)
-        except (SubstituterError, InvalidFormat) as error:  # it can be done without
+            await self._keep_listing(substituter, narinfo)
+        except SubstituterError as error:  # it can be done without
             log.warning(
                 "listing-refused", cache=substituter.url, path=str(narinfo.info.path), reason=error.reason
             )
-        await self.announce(copied)
-        return copied.url
+        return copy
 
     async def announce(self, narinfo: NarInfo) -> None:
         """Write the narinfo, which makes a path part of the cache: its references' come before it."""
@@ -238,8 +254,3 @@ def _url(narinfo: NarInfo) -> str:
     """By which a path of an upstream is found again when its NAR is asked for."""
     name = narinfo.info.path.hash_part + narinfo.info.nar_hash.removeprefix("sha256:")
     return f"nar/{name}.nar{_SUFFIXES.get(narinfo.compression, '')}"
-
-
-async def _listing(substituter: Substituter, narinfo: NarInfo) -> Location | None:
-    content = await substituter.listing_text(narinfo.info)
-    return None if content is None else StoredBytes(content)

@@ -49,7 +49,7 @@ class CachePublisher:
         self._names_closure_info = names_closure_info
         # What our cache reads through is fetchable by those who fetch from it.
         self._clients = frozenset({*clients, *(upstreams if own.url in clients else ())})
-        self._writing: dict[StorePath, asyncio.Task[NarInfo | None]] = {}
+        self._writing: dict[StorePath, asyncio.Task[NarInfo]] = {}
         self._turns = asyncio.Semaphore(os.cpu_count() or 1)
 
     def closure_info(self, closure: Closure) -> StorePath | None:
@@ -95,21 +95,21 @@ class CachePublisher:
             return
         progress(f"publishing {len(infos)} store paths")
         written = await asyncio.gather(*(self._content(info) for info in infos))
-        narinfos = {narinfo.info.path: narinfo for narinfo in written if narinfo is not None}
+        narinfos = {narinfo.info.path: narinfo for narinfo in written}
         for info in references_first(closure):
             if narinfo := narinfos.get(info.path):
                 await self._cache.announce(narinfo)
         log.info("published", paths=len(infos))
 
-    async def _content(self, info: PathInfo) -> NarInfo | None:
-        """One task for each path; None for one that has its narinfo already."""
+    async def _content(self, info: PathInfo) -> NarInfo:
+        """One task for each path."""
         task = self._writing.get(info.path)
         if task is None:
             task = self._writing[info.path] = asyncio.ensure_future(self._write_content(info))
             task.add_done_callback(lambda _: self._writing.pop(info.path))
         return await asyncio.shield(task)
 
-    async def _write_content(self, info: PathInfo) -> NarInfo | None:
+    async def _write_content(self, info: PathInfo) -> NarInfo:
         async with self._turns:
             if not info.origin:
                 return await self._cache.add_local(info)
@@ -117,5 +117,17 @@ class CachePublisher:
             narinfo = await substituter.narinfo(info.path)
             if narinfo is None:
                 raise PathsNotFetchable((str(info.path),))
-            await self._cache.mirror(substituter, narinfo)
-            return None
+            return await self._cache.mirror(substituter, narinfo)
+
+
+class NothingPublished:
+    """Implements the port Publisher for a node: what it makes is in its own store."""
+
+    def closure_info(self, closure: Closure) -> None:
+        return None
+
+    async def offer(self, closure: Closure, progress: Progress) -> None:
+        return
+
+    async def publish(self, closure: Closure, progress: Progress) -> None:
+        return

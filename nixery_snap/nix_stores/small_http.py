@@ -140,10 +140,14 @@ class SmallHttp:
         if self._addresses_until < loop.time():
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             self._addresses, self._addresses_until = found, loop.time() + _ADDRESS_SECONDS
-        async with asyncio.timeout(self._connect_timeout):
-            taken = await aiohappyeyeballs.start_connection(
-                self._addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, loop=loop
-            )
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                taken = await aiohappyeyeballs.start_connection(
+                    self._addresses, happy_eyeballs_delay=_NEXT_ADDRESS_SECONDS, interleave=1, loop=loop
+                )
+        except OSError:
+            self._addresses_until = 0.0  # it may have moved
+            raise
         try:
             _, connection = await loop.create_connection(
                 lambda: _Connection(loop),

@@ -37,7 +37,6 @@ _TREE: Final = "tree"
 _ROOT_BYTES: Final = 128 * 1024  # enough for the first block of most compressions
 _NODES_IN_MEMORY: Final = 200_000
 _ROOTS_IN_MEMORY: Final = 50_000
-_NARS_AT_A_TIME: Final = 4  # each takes a thread for long
 _LARGEST_RECORD: Final = 4 * 1024 * 1024
 
 
@@ -54,7 +53,6 @@ class SubstitutedContents:
         self._loop = loop
         self._trees: LRUCache[str, Node] = LRUCache(_NODES_IN_MEMORY, getsizeof=_count)
         self._roots: LRUCache[str, Node] = LRUCache(_ROOTS_IN_MEMORY)
-        self._nars = asyncio.Semaphore(_NARS_AT_A_TIME)
 
     async def roots(self, infos: Collection[PathInfo]) -> Mapping[StorePath, Node]:
         keys = {info.path: _key(info) for info in infos}
@@ -109,30 +107,29 @@ class SubstitutedContents:
         key = _key(replace(narinfo.info, origin=substituter.url))
         if (recorded := await self._recorded(_ROOT, key)) is not None:
             return recorded
-        async with self._nars:
-            root = await self._root_of_nar(substituter, narinfo)
+        root = await self._root_of_nar(substituter, narinfo)
         await self._record(_ROOT, key, root)
         return root
 
     async def _root_of_nar(self, substituter: Substituter, narinfo: NarInfo) -> Node:
+        def read(chunks: Iterator[bytes]) -> Node:
+            return unverified_root(chunks, narinfo)
+
         with _refusing(substituter, narinfo.info):
             try:
-                async with substituter.stream_nar(narinfo, _ROOT_BYTES) as chunks:
-                    return await asyncio.to_thread(unverified_root, chunks, narinfo)
+                return await substituter.read_nar(narinfo, read, _ROOT_BYTES)
             except InvalidFormat:
                 # Some compressions have larger blocks.
                 if narinfo.file_size is not None and narinfo.file_size <= _ROOT_BYTES:
                     raise
-            async with substituter.stream_nar(narinfo) as chunks:
-                return await asyncio.to_thread(unverified_root, chunks, narinfo)
+            return await substituter.read_nar(narinfo, read)
 
     async def _file_tree(self, substituter: Substituter, narinfo: NarInfo) -> Node:
         with _refusing_listing(substituter, narinfo.info):
             if (tree := await substituter.listing(narinfo.info)) is not None:
                 return tree
         with _refusing(substituter, narinfo.info):
-            async with self._nars, substituter.stream_nar(narinfo) as chunks:
-                tree = await asyncio.to_thread(verified_tree, chunks, narinfo)
+            tree = await substituter.read_nar(narinfo, lambda chunks: verified_tree(chunks, narinfo))
         await self._record(_TREE, _key(replace(narinfo.info, origin=substituter.url)), tree)
         return tree
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 from cachetools import TTLCache
@@ -28,6 +28,7 @@ from nixery_snap.nix_stores.questions import Questions
 from nixery_snap.ports import Records
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 DEFAULT_PRIORITY: Final = 50  # of a cache that does not say
 _CACHE_INFO_BYTES: Final = 64 * 1024
@@ -189,6 +190,13 @@ class Substituter:
             return await asyncio.to_thread(listing.parse, text)
         except InvalidFormat as error:
             raise CorruptPath(self.url, str(info.path), f"its listing: {error.reason}") from error
+
+    async def read_nar(
+        self, narinfo: NarInfo, read: Callable[[Iterator[bytes]], T], first_bytes: int | None = None
+    ) -> T:
+        """What `read` makes of the compressed NAR in a worker thread, one of a few. Raises SubstituterError."""
+        async with self._transfers.turns, self.stream_nar(narinfo, first_bytes) as chunks:
+            return await self._transfers.read(read, chunks)
 
     @asynccontextmanager
     async def stream_nar(

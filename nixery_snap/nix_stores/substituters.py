@@ -54,10 +54,6 @@ class Substituters:
         order = [substituter for substituter in await self._order() if substituter.url in wanted]
         return set(await self._narinfos(order, paths))
 
-    async def has(self, path: StorePath, urls: Collection[str]) -> bool:
-        """Whether one of those with these URLs has it. One that cannot be asked has it not."""
-        return bool(await self.having((path,), urls))
-
     def errors_of(self, path: StorePath) -> tuple[SubstituterError, ...]:
         """Why it was not taken from those passed over when it was last asked for."""
         return self._errors.get(path, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix import base32, nar
@@ -14,11 +15,13 @@ from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix_stores.decompression import decompress
 
+_MOST_OVERHEAD_BYTES: Final = 1024 * 1024  # of a compressed NAR, beside twice the NAR's size
+
 
 def verified_entries(chunks: Iterator[bytes], narinfo: NarInfo) -> Iterator[FileEntry]:
     """Blocking. Raises InvalidFormat, at the latest at the end."""
     checked = _Checked(narinfo.info)
-    pieces = checked.passing(decompress(chunks, narinfo.compression))
+    pieces = checked.passing(_decompressed(chunks, narinfo))
     for entry in nar.read(pieces):
         shown = entry if entry.name else checked.root(entry)
         yield shown
@@ -34,7 +37,21 @@ def verified_tree(chunks: Iterator[bytes], narinfo: NarInfo) -> Node:
 
 
 def unverified_root(chunks: Iterator[bytes], narinfo: NarInfo) -> Node:
-    return nar.root(decompress(chunks, narinfo.compression))
+    return nar.root(_decompressed(chunks, narinfo))
+
+
+def _decompressed(chunks: Iterator[bytes], narinfo: NarInfo) -> Iterator[bytes]:
+    return decompress(_bounded(chunks, narinfo.info), narinfo.compression)
+
+
+def _bounded(chunks: Iterator[bytes], info: PathInfo) -> Iterator[bytes]:
+    """What unpacks to nothing could go on for ever, and is kept by who copies the file."""
+    left = most = 2 * info.nar_size + _MOST_OVERHEAD_BYTES
+    for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            raise InvalidFormat("NAR", most - left, f"compressed it has more than {most} bytes")
+        yield chunk
 
 
 class _Checked:

@@ -31,7 +31,6 @@ from typing import Final
 from nixery_snap.oci.digest import Digest
 
 STAGING: Final = "staging"
-SECRETS: Final = "secrets"
 
 
 def blob(digest: Digest) -> str:

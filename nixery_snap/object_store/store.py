@@ -143,10 +143,11 @@ class ObjectStore:
             content = await self.get(key)
             return None if content is None else StoredBytes(content)
         path = self.root / key
-        try:
-            return StoredFile(path, (await asyncio.to_thread(path.stat)).st_size)
-        except FileNotFoundError:
-            return None
+        with _translated(key):
+            try:
+                return StoredFile(path, (await asyncio.to_thread(path.stat)).st_size)
+            except FileNotFoundError:
+                return None
 
     def read(self, key: str, start: int, length: int | None) -> Iterator[bytes]:
         """Blocking. Raises FileNotFoundError for an absent key."""
@@ -173,13 +174,14 @@ class ObjectStore:
     @contextlib.contextmanager
     def stage(self) -> Iterator[Staged]:
         """Blocking: a file to write an object to before its key is known; gone afterwards in any case."""
-        handle, name = tempfile.mkstemp(dir=None if self.root is None else self._staging)
-        path = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield Staged(self, path, file)
-        finally:
-            path.unlink(missing_ok=True)
+        with _translated(keys.STAGING):  # a disk can be full
+            handle, name = tempfile.mkstemp(dir=None if self.root is None else self._staging)
+            path = Path(name)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    yield Staged(self, path, file)
+            finally:
+                path.unlink(missing_ok=True)
 
     def publish(self, staged: Path, key: str) -> None:
         """Blocking: put a finished staged file under `key`, unless something is there."""

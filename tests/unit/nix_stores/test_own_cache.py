@@ -182,9 +182,9 @@ async def test_nars_that_do_not_end_hold_up_nothing_else(tmp_path: Path) -> None
     stalled = [cached(f"stalled-{number}", {b"": b"x"}) for number in range(40)]
     released = asyncio.Event()
 
-    async def stall(_: web.Request) -> web.StreamResponse:
+    async def stall(request: web.Request) -> web.StreamResponse:
         await released.wait()
-        return web.Response()
+        return await hang_up(request)
 
     async with serving(*stalled, HELLO) as cache, asking(cache.url, request_timeout=20) as upstream:
         for path in stalled:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -205,6 +206,11 @@ async def test_what_nobody_asked_for_is_no_answer() -> None:
         assert raw.connections == 3
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
 async def test_a_connection_that_was_given_up_meanwhile() -> None:
     async with raw_server() as raw, client_of(raw) as client:
         raw.answers = [[OK], None, [OK]]
@@ -229,6 +235,18 @@ async def test_old_connections_are_not_used(monkeypatch: pytest.MonkeyPatch) -> 
         await asyncio.sleep(0.02)
         await client.get("/x", 5)
         assert raw.connections == 2
+
+
+async def test_a_server_that_has_moved() -> None:
+    """Its address is looked up again once nothing answers at the one that is known."""
+    async with raw_server() as raw, client_of(raw) as client:
+        raw.answers = [[OK], [OK]]
+        await client.get("/x", 5)
+        client._addresses = [(*client._addresses[0][:4], ("127.0.0.1", free_port()))]
+        client._idle.pop().close()
+        with pytest.raises(OSError, match="Connect call failed"):
+            await client.get("/x", 5)
+        assert (await client.get("/x", 5)).body == b"hello"
 
 
 async def test_each_request_has_its_own_time() -> None:

@@ -47,9 +47,8 @@ def test_a_full_disk_is_a_storage_error(store: ObjectStore, root: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
-        with pytest.raises(StorageError, match="too large"), Blobs(store).writer() as writer:
-            for _ in range(100):
-                writer.write(CONTENT)
+        with pytest.raises(StorageError, match="too large"):
+            write_all(Blobs(store), 100 * CONTENT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert files(root) == []
@@ -67,9 +66,9 @@ def give_up(blobs: Blobs) -> None:
         raise KeyboardInterrupt
 
 
-def write_all(blobs: Blobs) -> None:
+def write_all(blobs: Blobs, content: bytes = CONTENT) -> None:
     with blobs.writer() as writer:
-        writer.write(CONTENT)
+        writer.write(content)
         writer.commit()
 
 
