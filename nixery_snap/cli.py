@@ -17,6 +17,7 @@ from nixery_snap.doctor import State, examine
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.evaluation.popularity import popularity as count_popularity
 from nixery_snap.export import Output, export
+from nixery_snap.image_service.external_builder import realise
 from nixery_snap.imaging.locate import find_closure
 from nixery_snap.imaging.request import DEFAULT_SOURCE, DEFAULT_TAG, ImageFormat, ImageRequest
 from nixery_snap.imaging.validate import validate
@@ -48,7 +49,7 @@ def _with_settings(command: Command) -> Command:
     def run(config: Path | None, **values: Any) -> None:
         flags = {
             key: values.pop(_argument(key))
-            for key in (*_FLAGS, "listen", "workers")
+            for key in (*_FLAGS, "listen", "workers", "image_service.listen", "image_service.containerd")
             if _argument(key) in values
         }
         command(settings=load_settings(config, flags), **values)
@@ -221,6 +222,32 @@ def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
             click.echo(f"published {count} of {len(closure)} store paths")
 
     asyncio.run(work())
+
+
+@cli.command(name="image-service")
+@_with_settings
+@click.option("--listen", "image_service_listen", metavar="ADDRESS", help="unix:///PATH of its socket.")
+@click.option(
+    "--containerd", "image_service_containerd", metavar="ADDRESS", help="unix:///PATH of containerd's."
+)
+def image_service(settings: Settings) -> None:
+    """Serve the CRI image service of a node to the kubelet."""
+    from nixery_snap.node import serve_node  # gRPC takes long to load  # noqa: PLC0415
+
+    configure_logging(settings.log_format)
+    serve_node(settings)
+
+
+@cli.command(
+    name="external-builder",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("out_link")
+@click.argument("store_path")
+def external_builder(out_link: str, store_path: str) -> None:
+    """For nix-snapshotter: realise STORE_PATH with a link at OUT_LINK, by the image service."""
+    realise(out_link, store_path)
 
 
 @cli.command(name="doctor")

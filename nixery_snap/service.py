@@ -37,7 +37,7 @@ from nixery_snap.nix_stores.combined import CombinedContents, CombinedPathInfos
 from nixery_snap.nix_stores.local_store import StoreDatabase, StoreFiles
 from nixery_snap.nix_stores.own_cache import OwnCache
 from nixery_snap.nix_stores.path_info_command import LocalPathInfos, NixPathInfos
-from nixery_snap.nix_stores.publisher import CachePublisher
+from nixery_snap.nix_stores.publisher import CachePublisher, NothingPublished
 from nixery_snap.nix_stores.realiser import NixRealiser
 from nixery_snap.nix_stores.signing_key import load_signing_key
 from nixery_snap.nix_stores.substituted_contents import SubstitutedContents
@@ -69,6 +69,8 @@ class Service:
     indexer: Indexer
     evaluator: Evaluator
     """Without what is remembered."""
+    local: PathInfoSource
+    realiser: NixRealiser
 
     async def checkout(self, source: str, tag: str) -> PackageSet:
         """Raises SettingsError for a source that is none, TagNotFound, SourceError."""
@@ -80,8 +82,8 @@ class Service:
 
 
 @asynccontextmanager
-async def open_service(settings: Settings) -> AsyncIterator[Service]:
-    """Raises SettingsError, NixError."""
+async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIterator[Service]:
+    """`on_node`: images are for this machine alone, so nothing is published. Raises SettingsError, NixError."""
     nix = open_nix(settings)
     objects = ObjectStore(settings.storage_url)
     blobs = Blobs(objects)
@@ -136,19 +138,20 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
         catalogues = Catalogues(indexes)
         remembered = RememberedEvaluator(pool, records, settings.limits.failure_ttl)
         evaluator = Indexed(remembered, indexes, catalogues)
+        realiser = NixRealiser(
+            nix,
+            settings.gc_roots_path,
+            nix.store.uri,
+            settings.nix.build_timeout,
+            lambda: nix_options(settings, key, others),
+        )
         steps = Steps(
             sources=sources,
             evaluator=evaluator,
-            realiser=NixRealiser(
-                nix,
-                settings.gc_roots_path,
-                nix.store.uri,
-                settings.nix.build_timeout,
-                lambda: nix_options(settings, key, others),
-            ),
+            realiser=realiser,
             path_infos=path_infos,
             refusals=lambda paths: [error for path in paths for error in substituters.errors_of(path)],
-            publisher=publisher,
+            publisher=NothingPublished() if on_node else publisher,
             assembler=Assembler(contents, blobs, layers, max_layers, popularity, names_paths=names_paths),
             blobs=blobs,
             records=records,
@@ -190,4 +193,6 @@ async def open_service(settings: Settings) -> AsyncIterator[Service]:
                 processes=settings.nix.evaluators,
             ),
             pool,
+            local,
+            realiser,
         )

@@ -15,9 +15,9 @@ from nixery_snap.errors import ContainerdError, InvalidFormat, NixerySnapError, 
 from nixery_snap.image_service.annotations import store_paths
 from nixery_snap.image_service.containerd import Containerd
 from nixery_snap.image_service.gc_roots import GcRoots
-from nixery_snap.image_service.path_realiser import PathRealiser
 from nixery_snap.image_service.prefetch import Prefetcher
 from nixery_snap.nix.store_path import StorePath
+from nixery_snap.nix_stores.realiser import NixRealiser
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Manifest
 
@@ -30,7 +30,7 @@ class Builder:
     """Knows the neighbours of a path from the manifests in containerd's content store."""
 
     def __init__(
-        self, containerd: Containerd, prefetcher: Prefetcher, realiser: PathRealiser, roots: GcRoots
+        self, containerd: Containerd, prefetcher: Prefetcher, realiser: NixRealiser, roots: GcRoots
     ) -> None:
         self._containerd = containerd
         self._prefetcher = prefetcher

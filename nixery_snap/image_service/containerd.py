@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import grpc
@@ -29,12 +31,13 @@ M = TypeVar("M", bound=Message)
 CHANNEL_OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )
 _METADATA: Final = (("containerd-namespace", NAMESPACE),)
 _CALL_SECONDS: Final = 30
+_PATIENCE_SECONDS: Final = 2  # more than the longest wait between two attempts to connect
 _CONTENT: Final = "/containerd.services.content.v1.Content"
 
 
@@ -52,6 +55,13 @@ class Containerd:
     def is_connected(self) -> bool:
         return self.channel.get_state() is grpc.ChannelConnectivity.READY
 
+    async def reach(self) -> None:
+        """Wait a moment for the connection: containerd may have just been started again. Raises nothing."""
+        if not self.is_connected:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self.channel.channel_ready()
+
     async def call(
         self,
         method: str,
@@ -59,15 +69,21 @@ class Containerd:
         response_type: type[M],
         step: str,
         timeout_seconds: float | None = _CALL_SECONDS,
+        lease: str = "",
     ) -> M:
-        """`step` is for people, as in "containerd cannot <step>"."""
+        """`step` is for people, as in "containerd cannot <step>"; what is made belongs to `lease` for a start."""
         rpc = self.channel.unary_unary(
             method,
             request_serializer=type(request).SerializeToString,
             response_deserializer=response_type.FromString,
         )
+        await self.reach()
         try:
-            response: M = await rpc(request, timeout=timeout_seconds, metadata=_METADATA)
+            response: M = await rpc(
+                request,
+                timeout=timeout_seconds,
+                metadata=(*_METADATA, *((("containerd-lease", lease),) if lease else ())),
+            )
         except grpc.aio.AioRpcError as error:
             raise self.failure(error, step) from error
         return response

@@ -23,10 +23,14 @@ _END_HEADERS: Final = 0x4
 
 
 def main() -> None:
-    """`OUT_LINK STORE_PATH`; ends with the status of whoever did it."""
+    """`OUT_LINK STORE_PATH`, as nix-snapshotter calls it."""
     if len(sys.argv) != 3:
         sys.exit(f"usage: {sys.argv[0]} OUT_LINK STORE_PATH")
-    out_link, store_path = sys.argv[1:]
+    realise(*sys.argv[1:])
+
+
+def realise(out_link: str, store_path: str) -> None:
+    """By the image service, else by becoming Nix: this process ends with the status of whoever did it."""
     path = os.environ.get(_LISTEN_VARIABLE, "").removeprefix("unix://") or _DEFAULT_SOCKET
     if not ask(path, os.path.abspath(out_link), store_path):  # noqa: PTH100 - pathlib would cost a tenth of the time
         arguments = ("nix-store", "--add-root", out_link, "--indirect", "--realise", store_path)

@@ -16,6 +16,7 @@ from nixery_snap.image_service.annotations import store_paths
 from nixery_snap.image_service.containerd import Containerd
 from nixery_snap.image_service.gc_roots import GcRoots
 from nixery_snap.image_service.images import CRI_LABELS, check_snapshotter, not_configured, settle
+from nixery_snap.image_service.leases import Leases
 from nixery_snap.image_service.options import node_architecture
 from nixery_snap.image_service.prefetch import Prefetcher
 from nixery_snap.image_service.references import NodeReference
@@ -43,6 +44,7 @@ class NodeImages:
         containerd: Containerd,
         prefetcher: Prefetcher,
         roots: GcRoots,
+        leases: Leases,
         pipeline: Pipeline,
         grammar: NameGrammar,
         blobs: BlobStore,
@@ -52,6 +54,7 @@ class NodeImages:
         self._containerd = containerd
         self._prefetcher = prefetcher
         self._roots = roots
+        self._leases = leases
         self._pipeline = pipeline
         self._grammar = grammar
         self._blobs = blobs
@@ -127,7 +130,10 @@ class NodeImages:
     async def _transfer(self, reference: NodeReference, chunks: Iterator[bytes]) -> None:
         name, snapshotter, architecture = reference.stored_name, self._snapshotter, self._architecture
         try:
-            await import_archive(self._containerd, chunks, name, snapshotter, architecture, CRI_LABELS)
+            async with self._leases.held() as lease:
+                await import_archive(
+                    self._containerd, chunks, name, snapshotter, architecture, CRI_LABELS, lease
+                )
         except ContainerdRefused as error:
             if _NO_UNPACKING in error.reason:
                 raise not_configured(snapshotter, error.reason, architecture) from error

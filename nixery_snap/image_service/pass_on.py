@@ -34,9 +34,10 @@ async def pass_on(
     requests: AsyncIterator[bytes],
     context: grpc.aio.ServicerContext[bytes, bytes],
 ) -> AsyncIterator[bytes]:
-    remaining, metadata = context.time_remaining(), own_metadata(context.invocation_metadata())
+    await containerd.reach()
     rpc, request = await _begun(containerd, method, requests)
-    call = rpc(request, timeout=remaining, metadata=metadata)
+    metadata = own_metadata(context.invocation_metadata())
+    call = rpc(request, timeout=context.time_remaining(), metadata=metadata)
     try:
         await context.send_initial_metadata(own_metadata(await call.initial_metadata()))
         async for response in call:

@@ -12,9 +12,9 @@ import structlog
 
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.image_service.gc_roots import GcRoots
-from nixery_snap.image_service.path_realiser import PathRealiser
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.nix.store_path import StorePath
+from nixery_snap.nix_stores.realiser import NixRealiser
 from nixery_snap.ports import PathInfoSource
 
 log = structlog.get_logger()
@@ -35,7 +35,7 @@ class Prefetcher:
     """`local` knows what is in the store; `substituters` are shown to people whose paths are in none of them."""
 
     def __init__(
-        self, local: PathInfoSource, realiser: PathRealiser, roots: GcRoots, substituters: tuple[str, ...]
+        self, local: PathInfoSource, realiser: NixRealiser, roots: GcRoots, substituters: tuple[str, ...]
     ) -> None:
         self._local = local
         self._realiser = realiser

@@ -17,16 +17,17 @@ from nixery_snap.errors import ContainerdError, SettingsError
 from nixery_snap.image_service.builder import Builder
 from nixery_snap.image_service.containerd import Containerd
 from nixery_snap.image_service.gc_roots import GcRoots
+from nixery_snap.image_service.leases import Leases
 from nixery_snap.image_service.node_images import NodeImages
 from nixery_snap.image_service.notify import notified
 from nixery_snap.image_service.options import ImageServiceOptions, node_architecture
-from nixery_snap.image_service.path_realiser import PathRealiser
 from nixery_snap.image_service.prefetch import Prefetcher
 from nixery_snap.image_service.registry_client import RegistryClient
 from nixery_snap.image_service.registry_images import RegistryImages
 from nixery_snap.image_service.servicer import ImageService, sweep
 from nixery_snap.imaging.pipeline import Pipeline
 from nixery_snap.imaging.request import NameGrammar
+from nixery_snap.nix_stores.realiser import NixRealiser
 from nixery_snap.ports import BlobStore, PathInfoSource
 
 log = structlog.get_logger()
@@ -44,7 +45,7 @@ class NodeParts:
     grammar: NameGrammar
     blobs: BlobStore
     local: PathInfoSource
-    realiser: PathRealiser
+    realiser: NixRealiser
     store_root: Path
 
 
@@ -55,10 +56,12 @@ async def serve_image_service(
     containerd = Containerd(options.containerd)
     roots = GcRoots(options.gc_roots, parts.store_root / "nix/var/nix")
     prefetcher = Prefetcher(parts.local, parts.realiser, roots, options.substituters)
+    leases = Leases(containerd)
     node_images = NodeImages(
         containerd,
         prefetcher,
         roots,
+        leases,
         parts.pipeline,
         parts.grammar,
         parts.blobs,
@@ -66,7 +69,7 @@ async def serve_image_service(
         options.snapshotter,
     )
     registry = RegistryClient(options.certs_directory, node_architecture())
-    sweeping = Sweeper(containerd, roots)
+    sweeping = Sweeper(containerd, leases, roots)
     service = ImageService(
         containerd,
         node_images,
@@ -101,8 +104,9 @@ async def serve_image_service(
 class Sweeper:
     """Removes links of images that are gone: at start, when told, and now and then."""
 
-    def __init__(self, containerd: Containerd, roots: GcRoots) -> None:
+    def __init__(self, containerd: Containerd, leases: Leases, roots: GcRoots) -> None:
         self._containerd = containerd
+        self._leases = leases
         self._roots = roots
         self._wanted = asyncio.Event()
 
@@ -114,7 +118,7 @@ class Sweeper:
             self._wanted.clear()
             wait_seconds: float = _SWEEP_SECONDS
             try:
-                await sweep(self._containerd, self._roots)
+                await sweep(self._containerd, self._leases, self._roots)
             except ContainerdError as error:
                 log.info("not-swept", reason=str(error))
                 wait_seconds = _RETRY_SECONDS

@@ -24,6 +24,7 @@ from nixery_snap.image_service.generated.cri_pb2 import (
     PullImageResponse,
 )
 from nixery_snap.image_service.generated.node_pb2 import RealiseRequest, RealiseResponse
+from nixery_snap.image_service.leases import Leases
 from nixery_snap.image_service.node_images import NodeImages
 from nixery_snap.image_service.pass_on import handler_for, pass_on
 from nixery_snap.image_service.prefetch import Prefetcher
@@ -158,8 +159,9 @@ async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-async def sweep(containerd: Containerd, roots: GcRoots) -> int:
+async def sweep(containerd: Containerd, leases: Leases, roots: GcRoots) -> int:
     """Remove the links of images that containerd does not have any more; how many. Raises ContainerdError."""
+    await leases.drop_orphans()
     removed = 0
     for key in await asyncio.to_thread(roots.unused):
         with suppress(InvalidFormat):

@@ -39,8 +39,11 @@ async def import_archive(
     snapshotter: str,
     architecture: str,
     labels: Mapping[str, str],
+    lease: str,
 ) -> None:
-    """Import what `chunks` (blocking) add up to as the image `name` with these labels. Raises ContainerdError.
+    """Import what `chunks` (blocking) add up to as the image `name` with these labels, meanwhile kept by `lease`.
+
+    Raises ContainerdError.
 
     A half-done import leaves no image: containerd names it at the end, and drops what nothing names.
     """
@@ -64,7 +67,7 @@ async def import_archive(
             ),
         )
         transfer = asyncio.ensure_future(
-            containerd.call(_TRANSFER, request, Empty, _STEP, timeout_seconds=None)
+            containerd.call(_TRANSFER, request, Empty, _STEP, timeout_seconds=None, lease=lease)
         )
         try:
             # Whichever fails first tells why; the transfer ends when the stream does.

@@ -25,6 +25,19 @@ def with_annotations(image: Image, form: str) -> Image:
     return Image(digest_of(content), content, image.blobs)
 
 
+def on_top_of(base: Image, top: Image) -> Image:
+    """The layers of both, run as `top` is."""
+    config, below = top.config, base.config
+    config["rootfs"]["diff_ids"] = below["rootfs"]["diff_ids"] + config["rootfs"]["diff_ids"]
+    config["history"] = below["history"] + config["history"]
+    config_bytes = json.dumps(config).encode()
+    manifest = top.manifest | {"layers": base.layers + top.layers}
+    manifest["config"] = descriptor(config_bytes, manifest["config"]["mediaType"])
+    content = json.dumps(manifest).encode()
+    blobs = base.blobs | top.blobs | {digest_of(config_bytes): config_bytes}
+    return Image(digest_of(content), content, blobs)
+
+
 def oci_archive(image: Image, path: Path, *, compress: bool = False, nested: bool = False) -> Path:
     """An OCI layout; `nested` puts an index for two platforms between."""
     files = {blob_name(digest): content for digest, content in image.blobs.items()}

@@ -18,11 +18,11 @@ import grpc
 from google.protobuf.message import Message
 
 from nixery_snap.image_service.generated import cri_pb2 as cri
-from tests.integration.nixtools import ChrootStore
+from tests.integration.nixtools import NIX_CONFIG, ChrootStore
 from tests.integration.processes import Daemon, run, wait_until
 from tests.integration.runtimes.cleanup import remove_empty_cgroups
 from tests.integration.runtimes.containerd import Containerd, starting
-from tests.integration.server import Json, Substituter, program_env
+from tests.integration.server import PROGRAM, Json, Substituter, program_env
 from tests.support.generated import cri_runtime_pb2 as runtime
 
 M = TypeVar("M", bound=Message)
@@ -233,18 +233,14 @@ class Node:
     def start_service(self, **env: str) -> None:
         config = self.directory / "service.toml"
         config.write_text(f'cache_directory = "{self.directory / "cache"}"\n' + self.settings())
-        command = [sys.executable, "-m", "tests.support.image_service", "--config", config]
-        command += [
-            "--listen",
-            f"unix://{self.image_socket}",
-            "--containerd",
-            f"unix://{self.containerd.socket}",
-        ]
-        command += ["--certs", self.certs, *(f"--registry={one}" for one in self.registries)]
+        command = [*PROGRAM, "image-service", "--config", config, "--listen", f"unix://{self.image_socket}"]
+        command += ["--containerd", f"unix://{self.containerd.socket}"]
         daemon = Daemon(
             [str(part) for part in command],
             log=self.log,
-            env=program_env(self.directory / "home", **env),
+            env=program_env(
+                self.directory / "home", **{"NIX_CONFIG": f"{NIX_CONFIG}\nrequire-sigs = true", **env}
+            ),
         )
         self.running["service"] = daemon
         daemon.wait_ready(lambda: answers(self.image_socket))
@@ -254,7 +250,8 @@ class Node:
         substituters = f"substituters = [{', '.join(map(str, self.substituters))}]\n"
         return (
             f'storage = "file://{self.directory / "storage"}"\n{source}{substituters}'
-            f'[nix]\nstore = "{self.store.root}"\n'
+            f'[nix]\nstore = "{self.store.root}"\n[limits]\nshutdown_timeout = 5\n'
+            f'[image_service]\ncerts_directory = "{self.certs}"\nregistries = {json.dumps(list(self.registries))}\n'
         )
 
     def events(self, name: str) -> list[Json]:
@@ -337,7 +334,7 @@ def new_node(
     source: Path | None = None,
     lack: str = "",
 ) -> Iterator[Node]:
-    """Nothing of it runs yet. Its containerd can lack the settings for the "snapshotter" or for "unpacking"."""
+    """Nothing of it runs yet. `lack`: what its containerd is not set up for: snapshotter, unpacking, local pulls."""
     directory.mkdir(parents=True, exist_ok=True)
     store = ChrootStore.create(directory / "store")
     text = (CRI_2 if release == "2" else CRI_1).format(
@@ -347,6 +344,8 @@ def new_node(
         text = re.sub(r"\[\[plugins.+unpack_config\]\]\n.+\n.+\n", "", text)
     elif lack == "snapshotter":
         text = ""
+    elif lack == "local pulls":
+        text = text.replace("use_local_image_pull = true\n", "")
     (directory / "certs.d").mkdir()
     with starting(directory, release, text) as (client, start):
         node = Node(directory, store, substituters, client, start, source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import stat
 import sys
 import threading
@@ -212,6 +213,19 @@ def test_containerd_without_the_settings(directory: Path, served: Served, releas
             assert not kubelet.images()
 
 
+def test_registries_by_the_transfer_service(directory: Path, registry: Registry) -> None:
+    """containerd 2 pulls so unless it is told otherwise."""
+    caches = [Substituter(registry.cache_url, [registry.public_key])]
+    with new_node(directory / "node", "2", caches, lack="local pulls") as node:
+        node.start()
+        node.load_pause()
+        name = f"{registry.host}/nix-snapshotter/hello:latest"
+        with node.kubelet() as kubelet:
+            kubelet.pull(name)
+            assert len(node.events("prefetched")) == 1
+            assert kubelet.run_pod(name) == (0, "Hello, world!\n")
+
+
 @pytest.mark.parametrize("service", [True, False], ids=["with the service", "without it"])
 def test_external_builder(node: Node, service: bool, registry: Registry) -> None:
     """containerd pulls by itself; the snapshotter has its paths realised by the image service, or by Nix."""
@@ -222,6 +236,9 @@ def test_external_builder(node: Node, service: bool, registry: Registry) -> None
     paths = image_paths(registry, "wide")
     pull_directly(node, name)
     assert all(node.store.physical(path).exists() for path in paths)
+    if service:
+        node.stop("service")
+        shutil.rmtree(node.roots)
     node.store.run("nix-store", "--gc")
     assert all(node.store.physical(path).exists() for path in paths), "each link is a root"
     if service:

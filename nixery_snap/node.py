@@ -1,0 +1,47 @@
+"""Runs the image service of a node, wired from the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from nixery_snap.image_service.options import ImageServiceOptions
+from nixery_snap.image_service.server import NodeParts, serve_image_service
+from nixery_snap.nix_stores.command import NixStore
+from nixery_snap.service import open_service
+from nixery_snap.settings import Settings
+
+
+def serve_node(settings: Settings, started: Callable[[], None] = lambda: None) -> None:
+    """Serve until SIGTERM or SIGINT. Raises SettingsError, NixError."""
+    asyncio.run(_serve(settings, started))
+
+
+async def _serve(settings: Settings, started: Callable[[], None]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    node = settings.image_service
+    options = ImageServiceOptions(
+        listen=node.listen,
+        containerd=node.containerd,
+        gc_roots=settings.cache_path / "image-roots",
+        snapshotter=node.snapshotter,
+        registries=node.registries,
+        certs_directory=Path(node.certs_directory),
+        substituters=tuple(one.url for one in settings.substituters),
+        group=node.group,
+        shutdown_timeout=settings.limits.shutdown_timeout,
+    )
+    async with open_service(settings, on_node=True) as service:
+        parts = NodeParts(
+            pipeline=service.pipeline,
+            grammar=service.grammar,
+            blobs=service.blobs,
+            local=service.local,
+            realiser=service.realiser,
+            store_root=NixStore.parse(settings.nix.store).root,
+        )
+        await serve_image_service(parts, options, stop, started)
