@@ -23,9 +23,9 @@ from nixery_snap.imaging.request import DEFAULT_TAG
 from nixery_snap.nix_stores.command import NixCommand
 from nixery_snap.nix_stores.signing_key import load_signing_key
 from nixery_snap.nix_stores.substituter import Substituter
-from nixery_snap.object_store.pins import StoredPins
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.ports import Pin
 from nixery_snap.settings import Settings
 
 _LITTLE_SPACE: Final = 0.05  # of a disk
@@ -66,10 +66,7 @@ async def examine(settings: Settings, containerd: str | None = None) -> list[Fin
             ("storage", partial(_storage, objects)),
             ("signing key", partial(_key, settings)),
         ]
-        checks += [
-            (f"source {name}", partial(_source, settings, name, nix, objects))
-            for name in settings.all_sources
-        ]
+        checks += [(f"source {name}", partial(_source, settings, name, nix)) for name in settings.all_sources]
         others = open_substituters(settings, StoredRecords(objects, settings.limits.memory_cache))
         for substituter in others.values():
             stack.push_async_callback(substituter.close)
@@ -77,7 +74,9 @@ async def examine(settings: Settings, containerd: str | None = None) -> list[Fin
         if containerd is not None:
             checks.append((f"containerd {containerd}", partial(_containerd, containerd)))
         findings = await asyncio.gather(*(_finding(what, check) for what, check in checks))
-    return [*findings, *_disks({settings.cache_path, nix.store.root, *filter(None, [objects.root])})]
+    nix_directory = nix.store.root / "nix"  # often a file system of its own
+    store = nix_directory if nix_directory.exists() else nix.store.root
+    return [*findings, *_disks({settings.cache_path, store, *filter(None, [objects.root])})]
 
 
 async def _finding(what: str, check: _Check) -> Finding:
@@ -127,9 +126,22 @@ async def _key(settings: Settings) -> str:
     return str(load_signing_key(path, create=False).public_key)
 
 
-async def _source(settings: Settings, name: str, nix: NixCommand, objects: ObjectStore) -> str:
+class _NoPins:
+    """Implements the port PinStore: nothing is remembered, so that the source itself is asked."""
+
+    async def get(self, source: str, tag: str) -> None:
+        return None
+
+    async def put(self, source: str, tag: str, pin: Pin, made: float) -> None:
+        pass
+
+    async def delete(self, source: str, tag: str) -> None:
+        pass
+
+
+async def _source(settings: Settings, name: str, nix: NixCommand) -> str:
     """Pin and evaluate it; without any names only the set itself."""
-    source = open_source_of(settings, name, StoredPins(objects))
+    source = open_source_of(settings, name, _NoPins())
     try:
         pin = await source.pin(DEFAULT_TAG)
         package_set = await source.checkout(pin)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from nixery_snap.errors import PackageProblem
@@ -251,10 +252,12 @@ class NixRunner(Protocol):
         timeout_seconds: float | None = None,
         on_stderr: Callable[[bytes], object] | None = None,
         memory_bytes: int | None = None,
+        options: Mapping[str, str] = MappingProxyType({}),
     ) -> Program:
         """Raises TimeoutError after killing the program and its children, and NixMissing.
 
-        `on_stderr` gets each line as it comes; the result's stderr then is empty.
+        `on_stderr` gets each line as it comes; the result's stderr then is empty. `options` are settings of Nix,
+        which nobody else of the machine sees.
         """
 
     async def start(

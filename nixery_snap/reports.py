@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -38,7 +39,7 @@ def welcome(console: Console, settings: Settings, address: str) -> None:
         return
     other = "nix-snapshotter" if settings.format == "classic" else "classic"
     lines = [
-        f"nixery-snap serves {settings.source} at http://{address}",
+        f"nixery-snap serves {_without_login(settings.source)} at http://{address}",
         "",
         f"  docker run --rm {address}/hello",
         f"  docker run --rm -it {address}/shell/git/curl",
@@ -48,6 +49,11 @@ def welcome(console: Console, settings: Settings, address: str) -> None:
         f"Images are in the {settings.format} format; put {other}/ in front of a name for the other one.",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def _without_login(spec: str) -> str:
+    """Of a source, for people: URLs can hold passwords, and signed ones are secret behind the question mark."""
+    return re.sub(r"//[^/@]*@", "//", spec).partition("?")[0]
 
 
 def front_page(settings: Settings, public_key: str, host: str) -> str:

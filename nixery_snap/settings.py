@@ -53,6 +53,12 @@ def _source(text: str) -> str:
     return f"path:{Path(rest).absolute()}" if kind == "path" else text
 
 
+def _unix(text: str) -> str:
+    if not text.startswith("unix:///"):
+        raise ValueError(f"{text!r} is not unix:///PATH")
+    return text
+
+
 def _popularity(text: str) -> str:
     scheme, separator, _ = text.partition("://")
     if separator:
@@ -211,6 +217,20 @@ class BinaryCacheSettings(_Section):
     """Told to clients in nix-cache-info; lower is asked first."""
 
 
+class ImageServiceSettings(_Section):
+    """Of `nixery-snap image-service`, on a node."""
+
+    listen: Annotated[str, AfterValidator(_unix)] = "unix:///run/nixery-snap/image.sock"
+    containerd: Annotated[str, AfterValidator(_unix)] = "unix:///run/containerd/containerd.sock"
+    snapshotter: str = "nix"
+    registries: tuple[str, ...] = ()
+    """HOST[:PORT] of registries whose images may name store paths; when empty, every manifest is looked at."""
+    certs_directory: str = "/etc/containerd/certs.d"
+    """Has containerd's hosts.toml files."""
+    group: str = ""
+    """Whose members may use the socket."""
+
+
 class LimitSettings(_Section):
     max_layers: int = Field(default=DEFAULT_MAX_LAYERS, ge=2, le=125)
     """Layers of a classic image, its forest's layer included."""
@@ -265,6 +285,7 @@ class Settings(_Section):
     """Asked by priority, then in this order."""
     substitution: SubstitutionSettings = SubstitutionSettings()
     binary_cache: BinaryCacheSettings = BinaryCacheSettings()
+    image_service: ImageServiceSettings = ImageServiceSettings()
     limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")

@@ -1,8 +1,9 @@
 """How an evaluation is put to Nix: the same options, expressions and data for every evaluator.
 
 What a package set may do is decided here. A restricted one reads its own files and nothing else of the machine, and
-no network. A flake is evaluated purely, as flakes are meant to be: it reads what its lock file and its hashes fix,
-which may need the network. Nothing is built while evaluating, unless the source allows that.
+no network; it gets only those of Nix's experimental features that change nothing about that. A flake is evaluated
+purely, as flakes are meant to be: it reads what its lock file and its hashes fix, which may need the network.
+Nothing is built while evaluating, unless the source allows that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ from nixery_snap.errors import EvaluationFailed
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix.log_events import LogReader
 from nixery_snap.ports import NixRunner, PackageSet
+
+# `flakes`, `fetch-tree` and `fetch-closure` are not: restrict-eval keeps none of them from copying any directory of the
+# machine into the store, where it can be read, or from asking any server.
+_HARMLESS_FEATURES: Final = frozenset(
+    {
+        *("nix-command", "ca-derivations", "dynamic-derivations", "blake3-hashes"),
+        *("no-url-literals", "parse-toml-timestamps", "pipe-operators", "pipe-operator"),
+    }
+)
 
 _kept = ExitStack()
 atexit.register(_kept.close)
@@ -60,6 +70,7 @@ class Question:
             options += ["-I", f"nixery-snap={_EXPRESSIONS}"]
             if package_set.restricted:
                 settings |= {"restrict-eval": "true", "allowed-uris": "", "nix-path": ""}
+                settings |= {"experimental-features": " ".join(await _harmless_features(nix))}
                 for number, path in enumerate((directory, *overlays)):
                     options += ["-I", f"nixery-snap-{number}={path}"]
         options += [word for name, value in settings.items() for word in ("--option", name, value)]
@@ -79,6 +90,18 @@ class Question:
 def request(names: Sequence[AttributePath], *, explain: bool) -> str:
     """The second argument of the function in resolve.nix."""
     return json.dumps({"names": [list(name.parts) for name in names], "explain": explain})
+
+
+async def _harmless_features(nix: NixRunner) -> list[str]:
+    """Those that are switched on. Raises NixMissing."""
+    features = {"nix-command"}
+    for command in (("show-config",), ("config", "show")):  # renamed in Nix 2.20
+        finished = await nix.run("nix", *command)
+        for line in finished.stdout.decode(errors="replace").splitlines():
+            name, _, value = line.partition(" = ")
+            if name == "experimental-features":
+                return sorted(features | _HARMLESS_FEATURES & set(value.split()))
+    return sorted(features)
 
 
 async def _locked(package_set: PackageSet, nix: NixRunner) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
+import structlog
 from cachetools import TTLCache
 
 from nixery_snap.errors import (
@@ -23,6 +24,8 @@ from nixery_snap.errors import (
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.oci import canonical_json
 from nixery_snap.ports import Evaluator, Package, PackageSet, Records
+
+log = structlog.get_logger()
 
 PACKAGE_RECORD: Final = "package"  # of record
 # Part of every key: raise it when the same package set begins to give other packages.
@@ -97,6 +100,8 @@ class RememberedEvaluator:
             if len(missing) == 1:  # else nobody knows whose fault it is
                 self._errors[keys[missing[0]]] = error
             raise
+        revision = package_set.pin.revision if package_set.pin else None
+        log.info("attributes-evaluated", revision=revision, system=system, names=[*map(str, missing)])
         for name, result in zip(missing, results, strict=True):
             known[name] = result
             if isinstance(result, Package):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 from nixery_snap.errors import TooManyRequests
@@ -14,29 +14,28 @@ _RETRY_AFTER_SECONDS: Final = 10
 
 
 class ClientLimit:
-    """At most `images` are being made at a time for one client: whoever asked first for an image counts for it."""
+    """At most `images` are being made at a time for one client: whoever asked first for an image counts for it.
+
+    The same holds for tags that are looked for in a source.
+    """
 
     def __init__(self, images: int) -> None:
         self._images = images
         self._busy: Counter[str] = Counter()
 
-    def check(self, client: str) -> None:
-        """Raises TooManyRequests when `client` may not begin another."""
+    def begin(self, client: str) -> None:
+        """Counts at once: what is only about to begin counts too. Raises TooManyRequests, and counts nothing then."""
         if self._busy[client] >= self._images:
             raise TooManyRequests(
                 f"{self._images} images are being made for you already (setting limits.client_images)",
                 _RETRY_AFTER_SECONDS,
             )
-
-    @contextmanager
-    def counted(self, client: str) -> Iterator[None]:
         self._busy[client] += 1
-        try:
-            yield
-        finally:
-            self._busy[client] -= 1
-            if not self._busy[client]:
-                del self._busy[client]
+
+    def end(self, client: str) -> None:
+        self._busy[client] -= 1
+        if not self._busy[client]:
+            del self._busy[client]
 
 
 class BuildQueue:
@@ -77,10 +76,11 @@ class BuildQueue:
             raise
 
     def _pass_on(self) -> None:
-        if not self._waiting:
+        # Who has given up may not have run since.
+        waiting = [entry for entry in self._waiting if not entry[0].done()]
+        if not waiting:
             self._free += 1
             return
-        wanted = (entry for entry in self._waiting if entry[1]())
-        entry = next(wanted, self._waiting[0])
+        entry = next((entry for entry in waiting if entry[1]()), waiting[0])
         self._waiting.remove(entry)
         entry[0].set_result(None)

@@ -150,7 +150,9 @@ class Pipeline:
 
         Raises what the first one raises when none is left.
         """
-        pin = await self._pinned(requests[0], wait_seconds)  # once: all are of the same revision
+        pin = await self.pin(
+            requests[0].source, requests[0].tag, wait_seconds, client
+        )  # once: all are of the same revision
         results = await asyncio.gather(
             *(self._image_at(pin, request, wait_seconds, client=client) for request in requests),
             return_exceptions=True,
@@ -159,7 +161,9 @@ class Pipeline:
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, Image):
                 images.append(result)
-            elif isinstance(result, PackagesUnavailable | EvaluationFailed | RealisationFailed):
+            elif isinstance(
+                result, PackagesUnavailable | EvaluationFailed | RealisationFailed | RealisationTimedOut
+            ):
                 log.info("system-left-out", title=request.title, system=request.system, reason=str(result))
             else:
                 raise result
@@ -179,7 +183,17 @@ class Pipeline:
         Raises StillWorking after `wait_seconds`, while the work goes on, and TooManyRequests; else what the steps
         raise.
         """
-        pin = await self._pinned(request, wait_seconds, client)
+        pin = await self.pin(request.source, request.tag, wait_seconds, client)
+        return await self._image_at(pin, request, wait_seconds, progress, client)
+
+    async def _image_at(
+        self,
+        pin: Pin,
+        request: ImageRequest,
+        wait_seconds: float | None,
+        progress: Progress = lambda line: None,
+        client: str = "",
+    ) -> Image:
         key = self._key(request, pin)
         if image := await self._recorded.run(key, lambda: self._from_record(key, request, pin)):
             return image
@@ -190,18 +204,19 @@ class Pipeline:
             state = self._states.get(key, "")
             raise StillWorking(error.waited_seconds, error.retry_after_seconds, state) from None
 
-    async def _pinned(self, request: ImageRequest, wait_seconds: float | None, client: str) -> Pin:
-        source = self.source(request)
-        if pin := source.current(request.tag):
+    async def pin(self, name: str, tag: str, wait_seconds: float | None, client: str) -> Pin:
+        """Of the source of that name. Raises as `image` does."""
+        source = self._steps.sources[name]
+        if pin := source.current(tag):
             return pin
 
         async def work() -> Pin:
-            with _timed("pinned", source=request.source, tag=request.tag) as facts:
-                pin = await source.pin(request.tag)
+            with _timed("pinned", source=name, tag=tag) as facts:
+                pin = await source.pin(tag)
                 facts["revision"] = pin.revision
             return pin
 
-        key = f"{request.source} {request.tag}"
+        key = f"{name} {tag}"
         return await self._pins.run(key, self._counted(self._pins, key, client, work), wait_seconds)
 
     def _counted(

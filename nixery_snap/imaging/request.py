@@ -97,6 +97,7 @@ class NameGrammar:
             source = self._sources.prefixes[parts.pop(0)]
         system, shell = self.systems[0], False
         names: set[AttributePath] = set()
+        implied: set[AttributePath] = set()
         architecture = ""
         while parts and (parts[0] in ARCHITECTURES or parts[0] in self._meta_packages):
             meta = parts.pop(0)
@@ -105,7 +106,7 @@ class NameGrammar:
                     raise InvalidName(name, f"it asks for both {architecture} and {meta}: name one of them")
                 architecture, system = meta, ARCHITECTURES[meta]
             else:
-                names.update(self._meta_packages[meta])
+                implied.update(self._meta_packages[meta])
                 shell = shell or meta == "shell"
         if system not in self.systems:
             raise UnsupportedSystem(system, self.systems)
@@ -116,14 +117,20 @@ class NameGrammar:
                 names.add(AttributePath.parse(part))
             except InvalidFormat as error:
                 raise InvalidName(name, error.reason) from error
-        if not names:
+        if not names | implied:
             raise InvalidName(name, "it names no package; append one, as in shell/git")
         if len(names) > self._max_packages:
             raise InvalidName(
                 name, f"it names {len(names)} packages, at most {self._max_packages} are allowed"
             )
         return ImageRequest(
-            image_format, system, tuple(sorted(names)), shell, tag, source, any_system=not architecture
+            image_format,
+            system,
+            tuple(sorted(names | implied)),
+            shell,
+            tag,
+            source,
+            any_system=not architecture,
         )
 
 

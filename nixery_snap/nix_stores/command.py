@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Self
 
 from nixery_snap.errors import NixError, NixMissing, SettingsError
@@ -77,8 +78,9 @@ class NixCommand:
         timeout_seconds: float | None = None,
         on_stderr: Callable[[bytes], object] | None = None,
         memory_bytes: int | None = None,
+        options: Mapping[str, str] = MappingProxyType({}),
     ) -> Program:
-        process = await self._spawn(program, arguments, asyncio.subprocess.DEVNULL, memory_bytes)
+        process = await self._spawn(program, arguments, asyncio.subprocess.DEVNULL, memory_bytes, options)
         try:
             async with asyncio.timeout(timeout_seconds):
                 stdout, stderr = await asyncio.gather(
@@ -101,7 +103,12 @@ class NixCommand:
         return TalkingProcess(process, on_stderr)
 
     async def _spawn(
-        self, program: str, arguments: Sequence[str], stdin: int, memory_bytes: int | None
+        self,
+        program: str,
+        arguments: Sequence[str],
+        stdin: int,
+        memory_bytes: int | None,
+        options: Mapping[str, str] = MappingProxyType({}),
     ) -> asyncio.subprocess.Process:
         command = (program, "--store", self.store.uri, "--log-format", "internal-json", *arguments)
         try:
@@ -110,7 +117,7 @@ class NixCommand:
                 stdin=stdin,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env=self._environment,
+                env=self._with(options),
                 start_new_session=True,  # so that its builders can be ended with it
                 limit=_ANSWER_BYTES,
             )
@@ -121,6 +128,11 @@ class NixCommand:
             with suppress(ProcessLookupError):
                 resource.prlimit(process.pid, resource.RLIMIT_AS, (memory_bytes, memory_bytes))
         return process
+
+    def _with(self, options: Mapping[str, str]) -> dict[str, str]:
+        """The environment with more settings of Nix: command lines can be seen by all, and URLs hold passwords."""
+        lines = (self._environment["NIX_CONFIG"], *(f"{name} = {value}" for name, value in options.items()))
+        return self._environment | {"NIX_CONFIG": "\n".join(lines)}
 
 
 class TalkingProcess:

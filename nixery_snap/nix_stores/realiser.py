@@ -106,8 +106,7 @@ class NixRealiser:
             if begun := log.feed(line):
                 progress(begun)
 
-        chosen = (part for option in options.items() for part in ("--option", *option))
-        finished = await self._nix.run("nix-store", *chosen, *arguments, on_stderr=feed)
+        finished = await self._nix.run("nix-store", *arguments, on_stderr=feed, options=options)
         return finished.returncode
 
     def _not_substituted(

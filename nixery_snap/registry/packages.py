@@ -14,6 +14,7 @@ from nixery_snap.evaluation.search import MAX_PAGE, PackageSearch
 from nixery_snap.imaging.request import DEFAULT_SOURCE, DEFAULT_TAG
 from nixery_snap.oci import canonical_json
 from nixery_snap.oci.reference import check_tag
+from nixery_snap.registry.context import REGISTRY
 
 PACKAGE_SEARCH: Final = web.AppKey("package_search", PackageSearch)
 _DEFAULT_PAGE: Final = 20
@@ -26,10 +27,14 @@ async def get_packages(request: web.Request) -> web.Response:
     if unknown := sorted(set(asked) - _PARAMETERS):
         raise InvalidFormat("search", unknown[0], f"the parameters are {', '.join(sorted(_PARAMETERS))}")
     offset = _number(asked.get("offset", "0"), 0, _MAX_OFFSET)
-    found = await request.app[PACKAGE_SEARCH].search(
+    registry, search = request.app[REGISTRY], request.app[PACKAGE_SEARCH]
+    name, tag = asked.get("source", DEFAULT_SOURCE), check_tag(asked.get("tag", DEFAULT_TAG))
+    if name in search.sources and search.sources[name].current(tag) is None:
+        await registry.pipeline.pin(name, tag, registry.wait_seconds, request.remote or "")
+    found = await search.search(
         asked.get("q", ""),
-        asked.get("source", DEFAULT_SOURCE),
-        check_tag(asked.get("tag", DEFAULT_TAG)),
+        name,
+        tag,
         asked.get("system"),
         offset,
         _number(asked.get("limit", str(_DEFAULT_PAGE)), 1, MAX_PAGE),

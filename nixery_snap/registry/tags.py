@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
 from typing import Final
 from urllib.parse import urlencode
 
 from aiohttp import web
 
-from nixery_snap.errors import InvalidFormat
+from nixery_snap.errors import InvalidFormat, StillWorking
 from nixery_snap.registry.context import REGISTRY, asked_host
 
 _MAX_TAGS: Final = 1000  # in one answer
+_MAX_DIGITS: Final = 18
+_RETRY_AFTER_SECONDS: Final = 10
 
 
 async def get_tags(request: web.Request) -> web.Response:
@@ -19,9 +22,15 @@ async def get_tags(request: web.Request) -> web.Response:
     name = request.match_info["name"]
     source = registry.pipeline.source(registry.grammar.parse(name, host=asked_host(request)))
     last, wanted = request.query.get("last", ""), request.query.get("n", str(_MAX_TAGS))
-    if not (wanted.isascii() and wanted.isdecimal()):
+    if not (wanted.isascii() and wanted.isdecimal() and len(wanted) <= _MAX_DIGITS):
         raise InvalidFormat("number of tags", wanted, "n must be a whole number")
-    tags = await source.tags()
+    try:
+        async with asyncio.timeout(registry.wait_seconds):
+            tags = await source.tags()
+    except TimeoutError:
+        raise StillWorking(
+            registry.wait_seconds, _RETRY_AFTER_SECONDS, "the source is asked for tags"
+        ) from None
     begin = bisect_right(tags, last) if last else 0
     page = tags[begin : begin + min(int(wanted), _MAX_TAGS)]
     headers = {"Cache-Control": "no-cache"}

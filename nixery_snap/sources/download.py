@@ -39,6 +39,8 @@ class WebUrl:
         parts = urlsplit(text)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.fragment:
             raise ValueError("it must be an http:// or https:// URL without a # part")
+        if parts.port == 0:  # which raises ValueError for what is no port
+            raise ValueError("the port is no number from 1 to 65535")
         login, _, host = parts.netloc.rpartition("@")
         user, _, password = map(unquote, login.partition(":"))
         plain = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))

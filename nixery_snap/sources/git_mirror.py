@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 _LOCK_POLL_SECONDS: Final = 0.05
 _MAX_SUBMODULES: Final = 1000
+_MAX_REFS: Final = 2_000_000
 _READ_BYTES: Final = 64 * 1024
 _MAX_RECORD_BYTES: Final = 1024 * 1024
 _MAX_SUBMODULE_DEPTH: Final = 10
@@ -239,7 +241,11 @@ class GitMirror:
 
 
 def _ref_names(output: BinaryIO) -> list[str]:
-    return [os.fsdecode(line.partition(b"\t")[2].rstrip(b"\n")) for line in output]
+    """Raises InvalidFormat."""
+    names = [os.fsdecode(line.partition(b"\t")[2].rstrip(b"\n")) for line in islice(output, _MAX_REFS + 1)]
+    if len(names) > _MAX_REFS:
+        raise InvalidFormat("list of refs", "…", f"it has more than {_MAX_REFS}")
+    return names
 
 
 class _Survey:

@@ -51,7 +51,10 @@ class GitUrl:
             if parts.netloc:
                 raise ValueError("behind git+file:// comes a path that begins with /")
             # git takes what follows as a path: nothing is written as %XX there.
-            return cls(transport, f"file://{unquote(path)}", "file://", default)
+            plain = unquote(path)
+            if "\0" in plain:
+                raise ValueError("no path has a zero byte in it")
+            return cls(transport, f"file://{plain}", "file://", default)
         login, _, host = parts.netloc.rpartition("@")
         user, _, password = map(unquote, login.partition(":"))
         name, port = _host(host)

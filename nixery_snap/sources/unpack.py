@@ -31,6 +31,7 @@ _XZ_MEMORY_BYTES: Final = 128 * 1024 * 1024  # xz -9 takes 65 MiB
 _ZSTD_WINDOW_LOG: Final = 27  # 128 MiB, what zstd itself accepts without being asked
 _FEED_BYTES: Final = 64 * 1024
 _MAX_NAME_BYTES: Final = 255
+_MAX_PATH_BYTES: Final = 2048  # Linux takes 4096, with what is in front; links are kept in memory to the end
 _SHOWN_LINKS: Final = 5
 _READ_ERRORS: Final = (lzma.LZMAError, zstd.ZstdError, zlib.error, EOFError, MemoryError, OSError)
 
@@ -149,7 +150,7 @@ class _Unpacking:
             if name in self._files or name in self._links or name in self._directories:
                 raise _invalid(name, "it is there twice")
             if entry.kind is Kind.LINK:
-                self._links[name] = entry.target
+                self._links[name] = _short(entry.target)
             elif entry.kind is Kind.HARD_LINK:
                 self._link_file(name, entry)
             else:
@@ -187,7 +188,7 @@ class _Unpacking:
             raise _invalid(name, f"it is deeper than {self._limits.depth} directories")
         if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in parts):
             raise _invalid(name, f"a name is longer than {_MAX_NAME_BYTES} bytes")
-        return "/".join(parts)
+        return _short("/".join(parts))
 
     def _count(self) -> None:
         self._entries += 1
@@ -223,6 +224,12 @@ class _Unpacking:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
+
+
+def _short(path: str) -> str:
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise _invalid(path, f"a path is longer than {_MAX_PATH_BYTES} bytes")
+    return path
 
 
 def _invalid(name: str, reason: str) -> InvalidFormat:

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -169,3 +170,9 @@ async def test_nothing_is_left_running(own_store: ChrootStore, make_nix: MakeNix
     with pytest.raises((TimeoutError, asyncio.CancelledError)):
         await task
     assert await until(lambda: builders(f"{name}-1") == [])
+
+
+async def test_options(nix: NixRunner) -> None:
+    shown = await nix.run("nix", "show-config", "--json", options={"extra-substituters": "http://a:secret@x"})
+    assert "http://a:secret@x" in json.loads(shown.stdout)["substituters"]["value"]
+    assert "secret" not in (await nix.run("nix", "show-config", "--json")).stdout.decode()

@@ -168,7 +168,7 @@ async def test_nix_aborts(
     script = programs / "nix-store"
     real = shutil.which("nix-store")
     script.write_text(
-        f'#!/bin/sh\ncase "$*" in *--realise*) echo "$*" >>{tmp_path}/runs\n'
+        f'#!/bin/sh\ncase "$*" in *--realise*) echo $NIX_CONFIG >>{tmp_path}/runs\n'
         f'[ "$(wc -l <{tmp_path}/runs)" -gt {aborts} ] || kill -ABRT $$ ;; esac\nexec {real} "$@"\n'
     )
     script.chmod(0o755)

@@ -9,7 +9,8 @@ import pytest
 
 from tests.integration.caches import Served
 from tests.integration.nixtools import ChrootStore
-from tests.integration.server import PROGRAM, Registry
+from tests.integration.server import PROGRAM, Registry, serving
+from tests.integration.sources_git import Repository
 
 
 def doctor(registry: Registry, *arguments: str, **env: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -41,6 +42,7 @@ def test_all_is_well(registry: Registry, served: Served) -> None:
     assert "at revision" in findings["source default"]["detail"]
     assert "priority" in findings[f"substituter {registry.substituters[0].url}"]["detail"]
     assert "first start" in findings["signing key"]["detail"]
+    assert f"disk of {registry.store}/nix" in findings
     assert not (registry.storage_directory / "secrets").exists(), "nothing is made"
     assert not list((registry.storage_directory / "staging").glob("*")), "nothing is left"
 
@@ -76,6 +78,18 @@ signing_key_file = "{directory}/no-key"
     assert "no-repository" in failed["source gone"]
     assert "too old" in failed["source old"]
     assert "cannot be reached" in failed["substituter http://127.0.0.1:9"]
+
+
+def test_a_source_that_is_gone_since(registry: Registry, directory: Path) -> None:
+    """What the server remembers of it is no answer."""
+    repository = Repository.create(directory / "repository")
+    registry.config = f'[sources.git]\nspec = "{repository.url}"\nprefix = "git"\n'
+    with serving(registry):
+        assert registry.manifest("git/none").status == 404
+    assert list(registry.storage_directory.glob("pins/*")), "it is remembered"
+    assert doctor(registry)[1]["source git"]["state"] == "ok"
+    repository.root.rename(directory / "elsewhere")
+    assert doctor(registry)[1]["source git"]["state"] == "failed"
 
 
 def test_without_nix(registry: Registry, directory: Path) -> None:

@@ -64,7 +64,8 @@ READS = {
     "fetchesGitFile": 'toString (builtins.fetchGit "file:///srv/x")',
     "fetchesMercurial": 'toString (builtins.fetchMercurial "URL/x")',
     "fetchesTree": 'toString (builtins.fetchTree { type = "tarball"; url = "URL/x.tar.gz"; })',
-    "getsFlake": '(builtins.getFlake "path:/etc").outPath',
+    "fetchesPath": 'builtins.readFile ((builtins.fetchTree { type = "path"; path = "/etc"; }) + "/passwd")',
+    "getsFlake": 'toString (builtins.getFlake "path:FLAKE").outputs.secret',
     "builds": f'builtins.readFile "${{(import {EXAMPLES} {{ }}).hello}}/bin/hello"',
 }
 
@@ -175,7 +176,13 @@ async def is_well(evaluator: Evaluator, package_set: PackageSet) -> bool:
 
 
 async def test_what_a_package_set_may_not_do(ground: Ground, directory: Path, outside: Listener) -> None:
-    values = {name: named(value.replace("URL", outside.url)) for name, value in READS.items()}
+    flake = directory / "flake"
+    flake.mkdir()
+    (flake / "flake.nix").write_text(f'{{ outputs = _: {{ secret = "{SECRET}"; }}; }}')
+    values = {
+        name: named(value.replace("URL", outside.url).replace("FLAKE", str(flake)))
+        for name, value in READS.items()
+    }
     package_set = a_set(directory, **values)
     evaluator = ground.make(60)
     names = list(map(AttributePath.parse, READS))

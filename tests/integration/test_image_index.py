@@ -63,6 +63,16 @@ def test_every_system_for_which_there_is_an_image(registry: Registry, prefix: st
     assert set(manifests(registry, f"{prefix}built")) == {"amd64"}, "where nobody can build it"
 
 
+def test_a_set_for_one_system_alone(directory: Path, own_store: ChrootStore, start: Start) -> None:
+    shutil.copytree(EXAMPLES, directory / "set/examples")
+    (directory / "set/default.nix").write_text(
+        'args@{ system, ... }: if system == "x86_64-linux" then import ./examples args else throw "not for ${system}"'
+    )
+    registry = start(Registry(directory / "one", own_store.root, directory / "set"))
+    assert set(manifests(registry, "nix-snapshotter/hello")) == {"amd64"}
+    assert "not for aarch64-linux" in registry.manifest("arm64/hello").error["message"]
+
+
 def test_only_where_it_is_asked_for(registry: Registry) -> None:
     for accept in (OCI_MANIFEST, "*/*", ""):
         assert registry.manifest("everywhere", accept=accept).headers["content-type"] == OCI_MANIFEST

@@ -1,13 +1,16 @@
 """More than one package set behind one server, by prefix and by host; and what tags there are."""
 
+import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.nixtools import EXAMPLES, ChrootStore
-from tests.integration.server import OCI_MANIFEST, Registry, Start
+from tests.integration.processes import Daemon, free_port, run
+from tests.integration.server import OCI_MANIFEST, PROGRAM, Registry, Start, program_env
 from tests.integration.sources_git import Repository, git_server, http_backend
 
 SETS = {"company": "hello", "other": "singleFile"}  # what `tool` is in each
@@ -93,3 +96,50 @@ def test_settings_that_make_no_sense(
     with pytest.raises(AssertionError):
         registry.start()
     assert complaint in registry.log.read_text()
+
+
+def test_nixerys_environment(directory: Path, own_store: ChrootStore) -> None:
+    """What a user of Nixery has in his deployment starts this server, with the tags of his repository, in pages."""
+    repository = directory / "repository"
+    shutil.copytree(EXAMPLES, repository)
+    for command in (
+        ("init", "-q", "-b", "main"),
+        ("add", "-A"),
+        ("-c", "user.name=x", "-c", "user.email=x@example", "commit", "-qm", "x"),
+        *(("tag", f"v{number}") for number in range(5)),
+        ("branch", "team/feature"),
+    ):
+        subprocess.run(["git", "-C", str(repository), *command], check=True)
+    env = {
+        "NIXERY_PKGS_REPO": f"file://{repository}",
+        "NIXERY_STORAGE_BACKEND": "filesystem",
+        "STORAGE_PATH": str(directory / "storage"),
+        "PORT": str(free_port()),
+        "NIXERY_SNAP_CACHE_DIRECTORY": str(directory / "cache"),
+        "NIXERY_SNAP_NIX__STORE": str(own_store.root),
+        "NIXERY_SNAP_SUBSTITUTERS": "[]",
+        "NIXERY_SNAP_SOURCES": "{ default = { restricted = false } }",  # the examples read busybox of the machine
+    }
+    server = Daemon([*PROGRAM, "serve"], log=directory / "log", env=program_env(directory / "home", **env))
+    registry = Registry(directory, own_store.root, port=int(env["PORT"]))
+    try:
+        server.wait_ready(registry.ready)
+        commit = subprocess.check_output(
+            ["git", "-C", str(repository), "rev-parse", "HEAD"], text=True
+        ).strip()
+        for tag in ("latest", "v3", "team--feature", commit):
+            image = registry.pull("shell/hello", tag)
+            assert image.manifest["annotations"]["org.opencontainers.image.revision"] == commit
+        listed, target = [], "/v2/hello/tags/list?n=3"
+        while target:
+            page = registry.get(target)
+            listed += page.json()["tags"]
+            assert len(page.json()["tags"]) <= 3
+            link = page.headers.get("link", "")
+            target = link.partition(">")[0].removeprefix("<")
+            assert link.endswith('; rel="next"') or not link
+        assert listed == ["latest", "main", "team--feature", *(f"v{number}" for number in range(5))]
+        shown = run(*PROGRAM, "inspect", "--json", "hello:v1", env=program_env(directory / "home", **env))
+        assert json.loads(shown.stdout)["revision"] == commit
+    finally:
+        server.stop()

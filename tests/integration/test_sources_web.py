@@ -338,6 +338,8 @@ async def test_overlays_are_what_the_variant_says(server: WebServer, opened: Ope
         ("channel:", {}),
         ("tarball:ftp://host/x", {}),
         ("tarball:/etc/passwd", {}),
+        ("tarball:https://host:99999/x.tar", {}),
+        ("tarball:https://host:0/x.tar", {}),
         ("flake:nixpkgs", {}),
         ("flake:path:/tmp?dir=../etc", {}),
         ("flake:git+https://host/x#hello", {}),
