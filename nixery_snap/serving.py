@@ -18,7 +18,9 @@ from aiohttp import web
 from nixery_snap import reports
 from nixery_snap.binary_cache.app import make_cache_app
 from nixery_snap.binary_cache.at_once import narinfos_at_once
-from nixery_snap.errors import NixerySnapError, SettingsError
+from nixery_snap.errors import NixerySnapError
+from nixery_snap.image_service.notify import notify
+from nixery_snap.listening import address_of, bind, handed_over, start_again
 from nixery_snap.registry.app import make_app
 from nixery_snap.registry.context import Registry, new_memory
 from nixery_snap.registry.packages import PACKAGE_SEARCH
@@ -30,6 +32,8 @@ from nixery_snap.web.request_log import REQUEST_ID
 log = structlog.get_logger()
 
 _BACKLOG = 1024
+# Elsewhere SIGHUP tells that the terminal is gone.
+_RELOADS = "NOTIFY_SOCKET" in os.environ
 
 
 def serve(settings: Settings, started: Callable[[str], None]) -> int:
@@ -37,25 +41,44 @@ def serve(settings: Settings, started: Callable[[str], None]) -> int:
 
     Returns the exit code. Raises SettingsError, NixError.
     """
-    sock = _bind(settings)
-    address = _address(sock)
+    held = handed_over()
+    sock = held or bind(settings)
+    address = address_of(sock)
+    kept = held and held.dup()  # servers close what they listen on
+
+    def ready() -> None:
+        notify("READY=1")
+        started(address)
+
     if settings.workers == 1:
-        uvloop.run(_serve(settings, sock, lambda: started(address)))
-        return 0
-    return _supervise(settings.model_copy(update={"listen": address}), lambda: started(address))
+        code, again = 0, uvloop.run(_serve(settings, sock, ready))
+    else:
+        code, again = _supervise(settings.model_copy(update={"listen": address}), held, ready)
+    if again:
+        start_again(kept)
+    return code
 
 
 async def _serve(
     settings: Settings, sock: socket.socket, started: Callable[[], None], supervisor: int | None = None
-) -> None:
-    """`supervisor` is a descriptor that becomes readable when the process that watches over us is gone."""
+) -> bool:
+    """Whether to start again. `supervisor`: a descriptor, readable when the process that watches over us is gone."""
     stop = asyncio.Event()
+    again = False
+
+    def end(*, to_start_again: bool) -> None:
+        nonlocal again
+        again = to_start_again
+        stop.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, partial(end, to_start_again=False))
     if supervisor is None:
         # Somebody at a terminal who asks twice does not want to wait for builds.
         loop.add_signal_handler(signal.SIGINT, lambda: os._exit(130) if stop.is_set() else stop.set())
+        if _RELOADS:
+            loop.add_signal_handler(signal.SIGHUP, partial(end, to_start_again=True))
     else:
         loop.add_reader(supervisor, stop.set)
     limits = settings.limits
@@ -93,7 +116,7 @@ async def _serve(
             else never,
         )
         servers = await serve_hot(runner, hot, sockets=[sock], backlog=_BACKLOG)
-        log.info("serving", listen=_address(sock), pid=os.getpid(), public_key=service.public_key)
+        log.info("serving", listen=address_of(sock), pid=os.getpid(), public_key=service.public_key)
         started()
         await stop.wait()
         if supervisor is not None:
@@ -106,59 +129,47 @@ async def _serve(
             group.create_task(runner.cleanup())
             drained = group.create_task(service.pipeline.drain(limits.shutdown_timeout))
         log.info("stopped", images_given_up=drained.result())
+    return again
 
 
-def _bind(settings: Settings) -> socket.socket:
-    host, _, port = settings.listen.rpartition(":")
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        sock = socket.socket(family, kind)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if settings.workers > 1:
-            # Every worker listens on a socket of its own and the kernel spreads connections over them.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
-        sock.setblocking(False)
-    except OSError as error:
-        raise SettingsError(
-            "listen", f"cannot listen on {settings.listen}: {error.strerror or error}"
-        ) from error
-    return sock
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _supervise(settings: Settings, started: Callable[[], None]) -> int:
+def _supervise(
+    settings: Settings, held: socket.socket | None, started: Callable[[], None]
+) -> tuple[int, bool]:
     """Run the workers as child processes; when one ends all are ended, so that a supervisor restarts us.
+
+    Returns the exit code, and whether to start again. The workers share the socket that systemd holds.
 
     A worker also ends when this process does, whatever ended it: it holds one end of a pipe whose other end
     closes with us.
     """
     children: set[int] = set()
+    again = False
 
-    def forward(number: int, _frame: object) -> None:
+    def end(number: int) -> None:
         for pid in children:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
+    def forward(number: int, _frame: object) -> None:
+        nonlocal again
+        again = number == signal.SIGHUP
+        end(signal.SIGTERM if again else number)
+
     alive, alive_here = os.pipe()
     ready, ready_there = os.pipe()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     for _ in range(settings.workers):
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             os.close(alive_here)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os._exit(_work(settings, alive, ready_there))
+            os._exit(_work(settings, held, alive, ready_there))
         children.add(pid)
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, forward)
+    if _RELOADS:
+        signal.signal(signal.SIGHUP, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.close(ready_there)
     # One byte a worker; the end comes early when they cannot start.
@@ -171,11 +182,11 @@ def _supervise(settings: Settings, started: Callable[[], None]) -> int:
         if code := os.waitstatus_to_exitcode(status):
             worst = 1
             log.error("worker-died", pid=pid, code=code)
-        forward(signal.SIGTERM, None)
-    return worst
+        end(signal.SIGTERM)
+    return worst, again
 
 
-def _work(settings: Settings, alive: int, ready: int) -> int:
+def _work(settings: Settings, held: socket.socket | None, alive: int, ready: int) -> int:
     """One worker process; returns its exit code."""
 
     def started() -> None:
@@ -183,7 +194,7 @@ def _work(settings: Settings, alive: int, ready: int) -> int:
         os.close(ready)
 
     try:
-        uvloop.run(_serve(settings, _bind(settings), started, supervisor=alive))
+        uvloop.run(_serve(settings, held or bind(settings), started, supervisor=alive))
     except NixerySnapError as error:
         log.error("worker-cannot-start", reason=str(error))
         return 1

@@ -33,7 +33,7 @@ def load_signing_key(path: Path | None, *, create: bool) -> SecretKey:
         if create and not path.exists():
             _create(path)
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & _OTHERS:
+            if os.fstat(file.fileno()).st_mode & _OTHERS and not _is_credential(path):
                 raise SettingsError(
                     "binary_cache.signing_key_file",
                     f"others may read {path}: chmod 600 it, and consider a new key",
@@ -64,6 +64,12 @@ def _create(path: Path) -> None:
         log.info("signing-key-made", path=str(path))
     finally:
         Path(name).unlink()
+
+
+def _is_credential(path: Path) -> bool:
+    """Whether systemd keeps it from others: by the directory, and an ACL that looks like the group's rights."""
+    directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    return bool(directory) and path.parent == Path(directory)
 
 
 def _name() -> str:

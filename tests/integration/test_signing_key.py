@@ -54,6 +54,17 @@ def test_a_key_of_nix(prepared_store: ChrootStore, directory: Path, start: Start
     assert "\nSig: example.org-1:" in narinfo
 
 
+def test_a_key_that_systemd_keeps(prepared_store: ChrootStore, directory: Path, start: Start) -> None:
+    """A credential's directory is the service's alone; the file has an ACL, which shows as rights of the group."""
+    pair = KeyPair.generate(directory / "key")
+    pair.file.chmod(0o440)
+    registry = Registry(directory / "state", prepared_store.root)
+    registry.config = f"[binary_cache]\nsigning_key_file = '{pair.file}'\n"
+    registry.env["CREDENTIALS_DIRECTORY"] = str(pair.file.parent)
+    start(registry)
+    assert registry.public_key == pair.public
+
+
 def test_a_key_that_others_can_read_is_refused(prepared_store: ChrootStore, directory: Path) -> None:
     pair = KeyPair.generate(directory / "key")
     pair.file.chmod(0o644)

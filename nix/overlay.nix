@@ -1,0 +1,2 @@
+# nixpkgs with nixery-snap.
+final: _: { nixery-snap = final.callPackage ./package.nix { }; }

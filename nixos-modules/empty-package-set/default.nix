@@ -1,0 +1,2 @@
+# The package set of a server that makes no images.
+{ }

@@ -1,0 +1,3 @@
+{
+  services.nixery-snap.enable = true;
+}
