@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -303,10 +305,19 @@ async def _make(service: Service, request: ImageRequest) -> Any:
 
 
 def main() -> None:
+    """Never returns: ends the process with the exit status of the command."""
     try:
         cli()
+        status: object = 0
+    except SystemExit as end:
+        status = end.code
     except NixerySnapError as error:
         click.echo(f"nixery-snap: {error}", err=True)
-        sys.exit(1)
+        status = 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    # Threads of libraries (obstore's) may still be at their last work: with Python taken apart under them, they abort.
+    os._exit(status if isinstance(status, int) else bool(status))
