@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -177,6 +178,10 @@ def builds(directory: Path) -> Iterator[Builds]:
     made.go()
 
 
+def is_there(registry: Registry, name: str) -> bool:
+    return registry.manifest(name).status == 200
+
+
 def eventually(check: Callable[[], bool], what: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not check():
@@ -222,10 +227,10 @@ async def test_one_client_has_its_share(
             assert refused(answer, "limits.client_images")
     builds.go()
     for name in under_way:
-        eventually(lambda name=name: registry.manifest(name).status == 200, name)  # type: ignore[misc] # mypy#12557
+        eventually(partial(is_there, registry, name), name)
     assert {registry.manifest(name).status for name in states} <= {200, 503}, "there is room again"
     for name in states:
-        eventually(lambda name=name: registry.manifest(name).status == 200, name)  # type: ignore[misc] # mypy#12557
+        eventually(partial(is_there, registry, name), name)
 
 
 def test_the_queue_of_builds(directory: Path, empty_store: ChrootStore, builds: Builds, start: Start) -> None:
@@ -245,7 +250,7 @@ def test_the_queue_of_builds(directory: Path, empty_store: ChrootStore, builds: 
     assert not builds.began("b")
     builds.go()
     for name in "abc":
-        eventually(lambda name=name: registry.manifest(name).status == 200, name)  # type: ignore[misc] # mypy#12557
+        eventually(partial(is_there, registry, name), name)
 
 
 def test_tags_that_are_looked_for(directory: Path, empty_store: ChrootStore, start: Start) -> None:
