@@ -1,0 +1,208 @@
+"""All settings as one value, and what follows from them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, PositiveInt, model_validator
+
+from nixery_snap.imaging.request import DEFAULT_SOURCE, ImageFormat, SourceNames
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.settings.sections import (
+    BinaryCacheSettings,
+    ImageServiceSettings,
+    LimitSettings,
+    NixSettings,
+    Section,
+    SourceSettings,
+    SubstituterSettings,
+    SubstitutionSettings,
+)
+from nixery_snap.settings.values import (
+    AttributeText,
+    ListenAddress,
+    NamePart,
+    PopularityPlace,
+    SourceSpec,
+    System,
+)
+
+CACHE_PREFIX: Final = "/nix-cache"
+OWN_CACHE: Final = "own"  # stands for our binary cache among those of the clients
+SHELL_PACKAGES: Final = ("bashInteractive", "coreutils", "moreutils", "nano")
+
+
+class Settings(Section):
+    """All settings of the program."""
+
+    listen: ListenAddress = "127.0.0.1:8080"
+    format: ImageFormat = ImageFormat.CLASSIC
+    storage: str = ""
+    """Object store: `file:///DIRECTORY` or `memory://`; below the state directory when empty."""
+    cache_directory: str = ""
+    """For what can be made again (checkouts, HOME of Nix) and for links to keep store paths; when empty, a
+    directory of the system for root and of the user for others."""
+    source: SourceSpec = "path:/etc/nixery-snap/packages"
+    sources: dict[str, SourceSettings] = Field(default={})
+    """More sources, by names for the log."""
+    systems: Annotated[tuple[System, ...], Field(min_length=1)] = ("x86_64-linux", "aarch64-linux")
+    """For which images are made; the first is meant where a name says nothing."""
+    base_packages: tuple[AttributeText, ...] = ("cacert", "iana-etc")
+    """In every image, as far as the package set has them."""
+    meta_packages: dict[NamePart, tuple[AttributeText, ...]] = Field(default={})
+    """More names like `shell`, each standing for a list of packages."""
+    popularity: PopularityPlace = ""
+    """A file, or an http or https URL, as `nixery-snap popularity` writes it; decides on classic layers."""
+    index: Literal["off", "nix-snapshotter", "all"] = "nix-snapshotter"
+    """Which images are answered for all systems at once, as an image index, where a name says no architecture."""
+    workers: PositiveInt = 1
+    log_format: Literal["json", "console"] = "json"
+    access_log: bool = False
+    """Log every request, not only those that fail; costs most of the speed of repeated requests."""
+    nix: NixSettings = NixSettings()
+    substituters: tuple[SubstituterSettings, ...] = (
+        SubstituterSettings(
+            url="https://cache.nixos.org",
+            public_keys=("cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",),
+        ),
+    )
+    """Asked by priority, then in this order."""
+    substitution: SubstitutionSettings = SubstitutionSettings()
+    binary_cache: BinaryCacheSettings = BinaryCacheSettings()
+    image_service: ImageServiceSettings = ImageServiceSettings()
+    limits: LimitSettings = LimitSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.workers > 1 and self.storage.startswith("memory:"):
+            raise ValueError(
+                "workers: several processes cannot share storage memory://; use file:///DIRECTORY"
+            )
+        self._check_sources()
+        cache, known = self.binary_cache, {substituter.url for substituter in self.substituters}
+        if len(known) < len(self.substituters):
+            raise ValueError("substituters: a URL stands there twice")
+        for key, urls, more in (
+            ("client_substituters", cache.client_substituters, {OWN_CACHE}),
+            ("upstreams", cache.upstreams, set()),
+        ):
+            for url in set(urls) - known - more:
+                raise ValueError(f"binary_cache.{key}: {url!r} is not the url of one of [[substituters]]")
+        if OWN_CACHE in cache.client_substituters and not cache.enabled:
+            raise ValueError("binary_cache.client_substituters: 'own' is not served, as enabled = false")
+        if cache.annotations in {"both", "closure"} and OWN_CACHE not in self.client_substituters:
+            raise ValueError(
+                f"binary_cache.annotations: {cache.annotations!r} needs our own cache: set enabled = true and have"
+                " 'own' among client_substituters"
+            )
+        if cache.annotations in {"both", "closure"} and cache.publish == "off":
+            raise ValueError(
+                f"binary_cache.annotations: {cache.annotations!r} needs closure-info paths to be published:"
+                " set publish to 'missing'"
+            )
+        return self
+
+    def _check_sources(self) -> None:
+        taken = dict.fromkeys(self.all_meta_packages, "a meta-package")
+        for name, source in self.sources.items():
+            keys = [*filter(None, [source.prefix]), *(f"host {host.lower()}" for host in source.hosts)]
+            if name == DEFAULT_SOURCE:
+                if source.spec or keys:
+                    raise ValueError(
+                        f"sources.{name}: where it is says `source`, and what no other is asked for is its own"
+                    )
+            elif not source.spec or not keys:
+                raise ValueError(
+                    f"sources.{name}: give it a spec, and a prefix or hosts by which it is asked for"
+                )
+            for key in keys:
+                if key in taken:
+                    raise ValueError(f"sources.{name}: {key!r} already means {taken[key]}")
+                taken[key] = f"sources.{name}"
+
+    @property
+    def all_sources(self) -> dict[str, SourceSettings]:
+        """By name, the default one among them, each with its spec."""
+        default = self.sources.get(DEFAULT_SOURCE, SourceSettings())
+        return {**self.sources, DEFAULT_SOURCE: default.model_copy(update={"spec": self.source})}
+
+    @property
+    def source_names(self) -> SourceNames:
+        return SourceNames(
+            {source.prefix: name for name, source in self.sources.items() if source.prefix},
+            {host.lower(): name for name, source in self.sources.items() for host in source.hosts},
+        )
+
+    @property
+    def index_formats(self) -> frozenset[ImageFormat]:
+        match self.index:
+            case "off":
+                return frozenset()
+            case "all":
+                return frozenset(ImageFormat)
+            case _:
+                return frozenset({ImageFormat(self.index)})
+
+    @property
+    def client_substituters(self) -> frozenset[str]:
+        """The URLs of those that clients fetch from; OWN_CACHE stands for ours."""
+        own = {OWN_CACHE} if self.binary_cache.enabled else set()
+        urls = self.binary_cache.client_substituters
+        return frozenset(urls or {*(substituter.url for substituter in self.substituters), *own})
+
+    @property
+    def names_closure_info(self) -> bool:
+        """Whether snapshotter images name a closure-info path."""
+        cache = self.binary_cache
+        if cache.annotations == "auto":
+            return OWN_CACHE in self.client_substituters and cache.publish != "off"
+        return cache.annotations != "legacy"
+
+    def cache_url(self, host: str) -> str:
+        """Of our own binary cache, as clients are told; `host` is what they call this server."""
+        return self.binary_cache.public_url.rstrip("/") or f"http://{host}{CACHE_PREFIX}"
+
+    @property
+    def signing_key_path(self) -> Path | None:
+        """None: there is no place to keep a key."""
+        if self.binary_cache.signing_key_file:
+            return Path(self.binary_cache.signing_key_file).absolute()
+        parts = urlsplit(self.storage_url)
+        if parts.scheme == "memory":
+            return None
+        state = Path(unquote(parts.path)) if parts.scheme == "file" else _state_directory()
+        return state / "secrets/signing-key"
+
+    @property
+    def storage_url(self) -> str:
+        return self.storage or _state_directory().as_uri()
+
+    @property
+    def cache_path(self) -> Path:
+        if self.cache_directory:
+            return Path(self.cache_directory).absolute()
+        return _directory("/var/cache", "XDG_CACHE_HOME", ".cache")
+
+    @property
+    def gc_roots_path(self) -> Path:
+        """Links that keep store paths from the garbage collector."""
+        return self.cache_path / "gcroots"
+
+    @property
+    def all_meta_packages(self) -> dict[str, tuple[AttributePath, ...]]:
+        texts = {"shell": SHELL_PACKAGES, **self.meta_packages}
+        return {name: tuple(map(AttributePath.parse, paths)) for name, paths in texts.items()}
+
+
+def _state_directory() -> Path:
+    return _directory("/var/lib", "XDG_STATE_HOME", ".local/state")
+
+
+def _directory(system: str, variable: str, default: str) -> Path:
+    """The program's directory below the system's for root, else below the user's (XDG base directories)."""
+    if os.geteuid() == 0:
+        return Path(system, "nixery-snap")
+    return Path(os.environ.get(variable) or Path.home() / default, "nixery-snap").absolute()

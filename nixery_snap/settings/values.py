@@ -1,0 +1,101 @@
+"""Single values of settings: what they may be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
+
+from nixery_snap.errors import InvalidFormat, InvalidName
+from nixery_snap.imaging.request import ARCHITECTURES, ImageFormat
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.signing import PublicKey
+from nixery_snap.oci.reference import check_name
+
+CACHE_SCHEMES: Final = ("https", "http", "file", "s3", "gs")
+SOURCE_KINDS: Final = ("path", "channel", "tarball", "flake")
+
+
+def _attribute_path(text: str) -> str:
+    try:
+        return str(AttributePath.parse(text))
+    except InvalidFormat as error:
+        raise ValueError(str(error)) from None
+
+
+def _source(text: str) -> str:
+    kind, _, rest = text.partition(":")
+    if not rest or not (kind in SOURCE_KINDS or kind.startswith("git+")):
+        # Not what it is instead: it may hold a password.
+        raise ValueError(f"it must be one of git+URL, {', '.join(f'{kind}:…' for kind in SOURCE_KINDS)}")
+    return f"path:{Path(rest).absolute()}" if kind == "path" else text
+
+
+def _unix(text: str) -> str:
+    if not text.startswith("unix:///"):
+        raise ValueError(f"{text!r} is not unix:///PATH")
+    return text
+
+
+def _popularity(text: str) -> str:
+    scheme, separator, _ = text.partition("://")
+    if separator:
+        if scheme not in {"http", "https"}:
+            raise ValueError(f"{text!r} is neither a file nor an http or https URL")
+        return text
+    return str(Path(text).absolute()) if text else ""
+
+
+def _listen(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return text
+
+
+def _prefix(name: str) -> str:
+    """One part of an image name that has no meaning yet."""
+    try:
+        check_name(name)
+    except InvalidName as error:
+        raise ValueError(str(error)) from None
+    if "/" in name or name in {*ARCHITECTURES, *ImageFormat}:
+        raise ValueError(
+            f"{name!r} cannot be used here: it is no single part of a name, or has a meaning already"
+        )
+    return name
+
+
+def _host(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", text):
+        raise ValueError(f"{text!r} is no name of a host: leave out scheme, port and path")
+    return text
+
+
+def _cache_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in CACHE_SCHEMES or not (parts.path if parts.scheme == "file" else parts.netloc):
+        raise ValueError(f"{text!r} is not a URL of a binary cache: {', '.join(CACHE_SCHEMES)}")
+    return text.rstrip("/")
+
+
+def _public_key(text: str) -> str:
+    try:
+        return str(PublicKey.parse(text))
+    except InvalidFormat as error:
+        raise ValueError(str(error)) from None
+
+
+AttributeText = Annotated[str, AfterValidator(_attribute_path)]
+NamePart = Annotated[str, AfterValidator(_prefix)]
+System = Literal["x86_64-linux", "aarch64-linux"]
+SourceSpec = Annotated[str, AfterValidator(_source)]
+UnixAddress = Annotated[str, AfterValidator(_unix)]
+PopularityPlace = Annotated[str, AfterValidator(_popularity)]
+ListenAddress = Annotated[str, AfterValidator(_listen)]
+HostName = Annotated[str, AfterValidator(_host)]
+CacheUrl = Annotated[str, AfterValidator(_cache_url)]
+PublicKeyText = Annotated[str, AfterValidator(_public_key)]
