@@ -37,7 +37,8 @@ def packages(count: int) -> str:
 @asynccontextmanager
 async def evaluators(nix: NixCommand) -> AsyncIterator[tuple[OneShotEvaluator, PooledEvaluator]]:
     one_shot = OneShotEvaluator(nix, TIMEOUT_SECONDS, 1, MEMORY_MIB)
-    pool = PooledEvaluator(nix, one_shot, TIMEOUT_SECONDS, 1, MEMORY_MIB)
+    reading = OneShotEvaluator(nix, TIMEOUT_SECONDS, 1, MEMORY_MIB, writes_all=False)
+    pool = PooledEvaluator(nix, reading, TIMEOUT_SECONDS, 1, MEMORY_MIB)
     try:
         yield one_shot, pool
     finally:

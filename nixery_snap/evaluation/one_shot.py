@@ -29,13 +29,26 @@ _FAILED: Final = Answers([{"status": "failed"}], {})
 
 
 class OneShotEvaluator:
-    """Implements the port Evaluator; at most `processes` at a time, each for at most `timeout_seconds`."""
+    """Implements the port Evaluator; at most `processes` at a time, each for at most `timeout_seconds`.
 
-    def __init__(self, nix: NixRunner, timeout_seconds: float, processes: int, memory_mib: int) -> None:
+    Writing derivations can take ten times as long as computing them. Unless it `writes_all`, those of package sets
+    with a pin are not written: what binary caches have needs none.
+    """
+
+    def __init__(
+        self,
+        nix: NixRunner,
+        timeout_seconds: float,
+        processes: int,
+        memory_mib: int,
+        *,
+        writes_all: bool = True,
+    ) -> None:
         self._nix = nix
         self._timeout_seconds = timeout_seconds
         self._processes = asyncio.Semaphore(processes)
         self._memory_mib = memory_mib
+        self._writes_all = writes_all
         self._questions: LRUCache[Hashable, Question] = LRUCache(_QUESTIONS)
 
     async def question(self, package_set: PackageSet, system: str) -> Question:
@@ -52,10 +65,14 @@ class OneShotEvaluator:
     ) -> Sequence[Package | PackageProblem]:
         asked = await self.question(package_set, system)
         try:
-            answers = await self._answers(asked, names)
+            answers = await self._answers(asked, names, writes=self.writes(package_set))
         except Refused:
             return await self.refused(package_set, system, asked, names)
         return await self._results(package_set, system, asked, names, answers)
+
+    def writes(self, package_set: PackageSet) -> bool:
+        """Whether `evaluate` leaves derivations in the store; what is to be built while evaluating must be there."""
+        return self._writes_all or package_set.pin is None or package_set.allows_builds
 
     async def refused(
         self, package_set: PackageSet, system: str, asked: Question, names: Sequence[AttributePath]
@@ -95,9 +112,11 @@ class OneShotEvaluator:
             *(self.result(package_set, system, asked, name, answer) for name, answer in each)
         )
 
-    async def _answers(self, asked: Question, names: Sequence[AttributePath]) -> list[Answers]:
+    async def _answers(
+        self, asked: Question, names: Sequence[AttributePath], *, writes: bool = True
+    ) -> list[Answers]:
         """One for each name. Raises Refused."""
-        answers = await self._ask(asked, names, explain=False)
+        answers = await self._ask(asked, names, explain=False, writes=writes)
         return [Answers([answer], answers.attributes) for answer in answers.results]
 
     async def _halved(self, asked: Question, names: Sequence[AttributePath]) -> list[Answers]:
@@ -114,13 +133,17 @@ class OneShotEvaluator:
         except Refused:
             return await self._halved(asked, names)
 
-    async def _ask(self, asked: Question, names: Sequence[AttributePath], *, explain: bool) -> Answers:
+    async def _ask(
+        self, asked: Question, names: Sequence[AttributePath], *, explain: bool, writes: bool = True
+    ) -> Answers:
+        """What is refused without writing may be granted with it: files that Nix has made can be read only then."""
         log = LogReader()
         async with self._processes:
             try:
                 finished = await self._nix.run(
                     "nix-instantiate",
-                    *("--eval", "--strict", "--json", "--read-write-mode", *asked.options),
+                    *("--eval", "--strict", "--json", *asked.options),
+                    *(["--read-write-mode"] if writes else []),
                     *("--argstr", "set", asked.data),
                     *("--argstr", "request", question.request(names, explain=explain)),
                     *("--expr", f"{{ set, request }}: {asked.expression('resolve.nix')} set request"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 import structlog
+from cachetools import TTLCache
 
 from nixery_snap.errors import EvaluationTimedOut, EvaluationTooBig, NixError, PackageProblem
 from nixery_snap.evaluation.answers import Answers
@@ -20,6 +21,7 @@ from nixery_snap.ports import NixRunner, Package, PackageSet
 log = structlog.get_logger()
 
 _IDLE_SECONDS: Final = 300
+_PACKAGE_SETS: Final = 1024
 _MIB: Final = 1024 * 1024
 
 
@@ -27,7 +29,8 @@ class PooledEvaluator:
     """Implements the port Evaluator; at most `processes` stay at a time. Close it.
 
     `one_shot` answers what this cannot: why a package does not evaluate, package sets without a pin, and all when this
-    Nix does not talk as expected. A process that takes more than half of `memory_mib` after a request is ended, so
+    Nix does not talk as expected; and, as long as it need not write derivations, the first question about a package
+    set, as it is quicker then. A process that takes more than half of `memory_mib` after a request is ended, so
     that what one request has left does not make the next one fail.
     """
 
@@ -45,6 +48,7 @@ class PooledEvaluator:
         self._memory_mib = memory_mib
         self._seats: Seats[WarmProcess] = Seats(processes, _IDLE_SECONDS, WarmProcess.end)
         self._is_closed = False
+        self._asked_about: TTLCache[Hashable, bool] = TTLCache(_PACKAGE_SETS, _IDLE_SECONDS)
         # Which kinds of evaluation, pure or not, are known to be possible here, and impossible.
         self._usable: set[bool] = set()
         self._unusable: set[bool] = set()
@@ -60,6 +64,10 @@ class PooledEvaluator:
         if package_set.pin is None or package_set.is_flake in self._unusable or not names:
             return await self._one_shot.evaluate(package_set, system, names)
         key = (package_set.pin.revision, package_set.pin.variant, str(package_set.directory), system)
+        is_first = key not in self._asked_about
+        self._asked_about[key] = True
+        if is_first and not self._one_shot.writes(package_set):
+            return await self._one_shot.evaluate(package_set, system, names)
         asked = await self._one_shot.question(package_set, system)
         try:
             async with self._seats.take(key) as seat:

@@ -315,15 +315,14 @@ class Pipeline:
                 before, missing = missing, missing | set(map(StorePath.parse, error.paths))
                 if missing == before:
                     raise
+            if not realised and not await self._steps.realiser.knows(resolution.packages):
+                # Nobody has written the derivations, or they have been collected as garbage since.
+                resolution = await self._resolve(request, pin, progress, anew=True)
             realised = True
             try:
                 await self._realise(key, resolution, progress)
             except RealisationFailed as error:
-                if await self._steps.realiser.knows(resolution.packages):
-                    raise self._explained(error, missing) from None
-                # The derivations have been collected as garbage since they were remembered.
-                resolution = await self._resolve(request, pin, progress, anew=True)
-                await self._realise(key, resolution, progress)
+                raise self._explained(error, missing) from None
 
     async def _closure(self, resolution: Resolution) -> Closure:
         with _timed("located") as facts:

@@ -20,7 +20,9 @@ from tests.integration.nixtools import ChrootStore
 MakeEvaluator = Callable[[float], Evaluator]
 
 
-@pytest.fixture(params=["one-shot", "pooled", "pooled, Nix 2.26", "remembered"])
+@pytest.fixture(
+    params=["one-shot", "reading", "reading, Nix 2.26", "pooled", "pooled, Nix 2.26", "remembered"]
+)
 async def make_evaluator(
     request: pytest.FixtureRequest,
     prepared: ChrootStore,
@@ -35,8 +37,9 @@ async def make_evaluator(
 
     def make(timeout_seconds: float) -> Evaluator:
         nix = make_nix(prepared)
-        one_shot = OneShotEvaluator(nix, timeout_seconds, 2, 4096)
-        if request.param == "one-shot":
+        reads = "reading" in request.param
+        one_shot = OneShotEvaluator(nix, timeout_seconds, 2, 4096, writes_all=not reads)
+        if reads or request.param == "one-shot":
             return one_shot
         pools.append(PooledEvaluator(nix, one_shot, timeout_seconds, 2, 4096))
         if request.param == "remembered":

@@ -120,7 +120,7 @@ class Ground:
         return sorted(pid for pid, command in self.processes().items() if b"\0repl\0" in command)
 
 
-@pytest.fixture(params=["pooled", "one-shot", "pooled, Nix 2.26", "one-shot, Nix 2.26"])
+@pytest.fixture(params=["pooled", "one-shot", "pooled, Nix 2.26", "one-shot, reading, Nix 2.26"])
 async def ground(
     request: pytest.FixtureRequest,
     empty_store: ChrootStore,
@@ -137,7 +137,9 @@ async def ground(
     pools: list[PooledEvaluator] = []
 
     def make(timeout_seconds: float) -> Evaluator:
-        one_shot = OneShotEvaluator(nix, timeout_seconds, 2, MEMORY_MIB)
+        one_shot = OneShotEvaluator(
+            nix, timeout_seconds, 2, MEMORY_MIB, writes_all="reading" not in request.param
+        )
         if "one-shot" in request.param:
             return one_shot
         pools.append(PooledEvaluator(nix, one_shot, timeout_seconds, 2, MEMORY_MIB))
@@ -491,6 +493,32 @@ async def test_flakes(ground: Ground, directory: Path) -> None:
         assert "root:" not in result.message
     assert isinstance(results[-1], PackageProblem)
     assert results[-1].kind is ProblemKind.MISSING
+
+
+@pytest.mark.parametrize("ground", ["one-shot"], indirect=True)
+async def test_derivations_are_written_when_somebody_needs_them(ground: Ground, directory: Path) -> None:
+    one_shot = OneShotEvaluator(ground.nix, 60, 2, MEMORY_MIB, writes_all=False)
+    pool = PooledEvaluator(ground.nix, one_shot, 60, 2, MEMORY_MIB)
+    made = PACKAGE.replace("NAME", "made")
+    reads = f"assert import (builtins.toFile ''x.nix'' ''1'') == 1; {made}"
+    package_set = a_set(directory, made=made, reads=reads)
+
+    async def package(name: str, asked: PackageSet) -> str:
+        [result] = await pool.evaluate(asked, SYSTEM, [AttributePath.parse(name)])
+        assert isinstance(result, Package), result
+        return result.drv_path
+
+    async def is_written(path: str) -> bool:
+        return (await ground.nix.run("nix-store", "--check-validity", path)).returncode == 0
+
+    first = await package("ok", package_set)
+    assert not await is_written(first)
+    assert await is_written(await package("made", package_set)), "an evaluator that stays writes"
+    again = replace(package_set, pin=Pin("again"), restricted=False)
+    assert await package("reads", again), "of a file that Nix has to write before it can be read"
+    assert await package("ok", replace(package_set, pin=None)) == first
+    assert await is_written(first)
+    await pool.close()
 
 
 async def test_overlays_and_config(ground: Ground, directory: Path) -> None:
