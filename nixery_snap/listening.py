@@ -8,7 +8,6 @@ import sys
 from typing import Final, NoReturn
 
 from nixery_snap.errors import SettingsError
-from nixery_snap.settings import Settings
 
 _HANDED_OVER: Final = 3  # SD_LISTEN_FDS_START
 _VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -36,24 +35,21 @@ def start_again(sock: socket.socket | None) -> NoReturn:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - a list, no shell
 
 
-def bind(settings: Settings) -> socket.socket:
-    """Raises SettingsError."""
-    host, _, port = settings.listen.rpartition(":")
+def bind(address: str, key: str, *, shared: bool = False) -> socket.socket:
+    """To HOST:PORT, which the setting `key` says; `shared` with others that do the same. Raises SettingsError."""
+    host, _, port = address.rpartition(":")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
+        family, kind, _, _, found = socket.getaddrinfo(
             host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if settings.workers > 1:
-            # Every worker listens on a socket of its own and the kernel spreads connections over them.
+        if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
+        sock.bind(found)
         sock.setblocking(False)
     except OSError as error:
-        raise SettingsError(
-            "listen", f"cannot listen on {settings.listen}: {error.strerror or error}"
-        ) from error
+        raise SettingsError(key, f"cannot listen on {address}: {error.strerror or error}") from error
     return sock
 
 

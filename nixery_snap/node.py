@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nixery_snap.image_service.options import ImageServiceOptions
 from nixery_snap.image_service.server import NodeParts, serve_image_service
+from nixery_snap.metrics_listener import MetricsPart, metrics_parts, metrics_served
 from nixery_snap.nix_stores.command import NixStore
 from nixery_snap.service import open_service
 from nixery_snap.settings import Settings
@@ -16,10 +17,11 @@ from nixery_snap.settings import Settings
 
 def serve_node(settings: Settings, started: Callable[[], None] = lambda: None) -> None:
     """Serve until SIGTERM or SIGINT. Raises SettingsError, NixError."""
-    asyncio.run(_serve(settings, started))
+    [part] = metrics_parts(settings.metrics.listen)
+    asyncio.run(_serve(settings, part, started))
 
 
-async def _serve(settings: Settings, started: Callable[[], None]) -> None:
+async def _serve(settings: Settings, part: MetricsPart, started: Callable[[], None]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -35,7 +37,7 @@ async def _serve(settings: Settings, started: Callable[[], None]) -> None:
         group=node.group,
         shutdown_timeout=settings.limits.shutdown_timeout,
     )
-    async with open_service(settings, on_node=True) as service:
+    async with open_service(settings, on_node=True) as service, metrics_served(part):
         parts = NodeParts(
             pipeline=service.pipeline,
             grammar=service.grammar,

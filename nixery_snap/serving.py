@@ -21,6 +21,7 @@ from nixery_snap.binary_cache.at_once import narinfos_at_once
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.image_service.notify import notify
 from nixery_snap.listening import address_of, bind, handed_over, start_again
+from nixery_snap.metrics_listener import MetricsPart, metrics_parts, metrics_served
 from nixery_snap.registry.app import make_app
 from nixery_snap.registry.context import Registry, new_memory
 from nixery_snap.registry.packages import PACKAGE_SEARCH
@@ -42,7 +43,8 @@ def serve(settings: Settings, started: Callable[[str], None]) -> int:
     Returns the exit code. Raises SettingsError, NixError.
     """
     held = handed_over()
-    sock = held or bind(settings)
+    sock = held or _bind(settings)
+    parts = metrics_parts(settings.metrics.listen, settings.workers)
     address = address_of(sock)
     kept = held and held.dup()  # servers close what they listen on
 
@@ -51,16 +53,25 @@ def serve(settings: Settings, started: Callable[[str], None]) -> int:
         started(address)
 
     if settings.workers == 1:
-        code, again = 0, uvloop.run(_serve(settings, sock, ready))
+        code, again = 0, uvloop.run(_serve(settings, sock, parts[0], ready))
     else:
-        code, again = _supervise(settings.model_copy(update={"listen": address}), held, ready)
+        code, again = _supervise(settings.model_copy(update={"listen": address}), held, parts, ready)
     if again:
         start_again(kept)
     return code
 
 
+def _bind(settings: Settings) -> socket.socket:
+    # Each worker listens on a socket of its own and the kernel spreads connections over them.
+    return bind(settings.listen, "listen", shared=settings.workers > 1)
+
+
 async def _serve(
-    settings: Settings, sock: socket.socket, started: Callable[[], None], supervisor: int | None = None
+    settings: Settings,
+    sock: socket.socket,
+    part: MetricsPart,
+    started: Callable[[], None],
+    supervisor: int | None = None,
 ) -> bool:
     """Whether to start again. `supervisor`: a descriptor, readable when the process that watches over us is gone."""
     stop = asyncio.Event()
@@ -82,7 +93,7 @@ async def _serve(
     else:
         loop.add_reader(supervisor, stop.set)
     limits = settings.limits
-    async with open_service(settings) as service:
+    async with open_service(settings) as service, metrics_served(part):
         registry = Registry(
             service.pipeline,
             service.blobs,
@@ -133,7 +144,7 @@ async def _serve(
 
 
 def _supervise(
-    settings: Settings, held: socket.socket | None, started: Callable[[], None]
+    settings: Settings, held: socket.socket | None, parts: list[MetricsPart], started: Callable[[], None]
 ) -> tuple[int, bool]:
     """Run the workers as child processes; when one ends all are ended, so that a supervisor restarts us.
 
@@ -158,13 +169,13 @@ def _supervise(
     alive, alive_here = os.pipe()
     ready, ready_there = os.pipe()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-    for _ in range(settings.workers):
+    for part in parts:
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             os.close(alive_here)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os._exit(_work(settings, held, alive, ready_there))
+            os._exit(_work(settings, held, part, alive, ready_there))
         children.add(pid)
     signal.signal(signal.SIGTERM, forward)
     signal.signal(signal.SIGINT, forward)
@@ -186,7 +197,7 @@ def _supervise(
     return worst, again
 
 
-def _work(settings: Settings, held: socket.socket | None, alive: int, ready: int) -> int:
+def _work(settings: Settings, held: socket.socket | None, part: MetricsPart, alive: int, ready: int) -> int:
     """One worker process; returns its exit code."""
 
     def started() -> None:
@@ -194,7 +205,7 @@ def _work(settings: Settings, held: socket.socket | None, alive: int, ready: int
         os.close(ready)
 
     try:
-        uvloop.run(_serve(settings, held or bind(settings), started, supervisor=alive))
+        uvloop.run(_serve(settings, held or _bind(settings), part, started, supervisor=alive))
     except NixerySnapError as error:
         log.error("worker-cannot-start", reason=str(error))
         return 1

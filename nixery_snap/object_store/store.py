@@ -19,6 +19,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore
 
+from nixery_snap import metrics
 from nixery_snap.errors import SettingsError, StorageError
 from nixery_snap.in_batches import InBatches
 from nixery_snap.object_store import keys
@@ -239,6 +240,7 @@ def _translated(key: str) -> Iterator[None]:
     try:
         yield
     except (OSError, BaseError) as error:
+        metrics.STORAGE_ERRORS.inc()
         raise StorageError(f"the object store failed at {key}: {error}") from error
 
 

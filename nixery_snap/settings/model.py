@@ -15,6 +15,7 @@ from nixery_snap.settings.sections import (
     BinaryCacheSettings,
     ImageServiceSettings,
     LimitSettings,
+    MetricsSettings,
     NixSettings,
     Section,
     SourceSettings,
@@ -74,6 +75,7 @@ class Settings(Section):
     binary_cache: BinaryCacheSettings = BinaryCacheSettings()
     image_service: ImageServiceSettings = ImageServiceSettings()
     limits: LimitSettings = LimitSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -7,7 +7,15 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
 
 from nixery_snap.imaging.layering import DEFAULT_MAX_LAYERS
-from nixery_snap.settings.values import CacheUrl, HostName, NamePart, PublicKeyText, SourceSpec, UnixAddress
+from nixery_snap.settings.values import (
+    CacheUrl,
+    HostName,
+    ListenAddress,
+    NamePart,
+    PublicKeyText,
+    SourceSpec,
+    UnixAddress,
+)
 
 
 class Section(BaseModel):
@@ -143,3 +151,8 @@ class LimitSettings(Section):
     """Bytes of manifests and small blobs, and again of records, that are kept in memory."""
     shutdown_timeout: float = Field(default=60, ge=0)
     """Seconds that running work is given at shutdown."""
+
+
+class MetricsSettings(Section):
+    listen: ListenAddress | Literal[""] = ""
+    """HOST:PORT where /metrics is served, of the registry or the image service; nowhere when empty."""

@@ -17,6 +17,7 @@ let
     "rapidfuzz"
     "obstore"
     "packaging"
+    "prometheus-client"
     "protobuf"
     "pydantic"
     "pynacl"

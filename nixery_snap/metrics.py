@@ -1,0 +1,159 @@
+"""What the program counts of itself, in Prometheus' form (docs/monitoring.md describes every one).
+
+Metrics stand here together, whoever counts: names, labels and units are one vocabulary. Values of labels are words of
+this program or of its settings, never of a request: each new value is a time series for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from nixery_snap import __version__
+
+REGISTRY: Final = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+
+# From an answer out of memory to a build of an hour.
+_SECONDS: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600)
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(name, text, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(name, text, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+    return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
+
+
+BUILD: Final = Info("nixery_snap_build", "The version of this program.", registry=REGISTRY)
+BUILD.info({"version": __version__})
+
+# --- HTTP ------------------------------------------------------------------------------------------
+
+HTTP_REQUESTS: Final = _counter(
+    "nixery_snap_http_requests_total",
+    "Requests that were answered.",
+    *("route", "format", "code", "answered_by"),
+)
+HTTP_BYTES: Final = _counter(
+    "nixery_snap_http_response_bytes_total", "Bytes of the bodies of answers.", "route", "format"
+)
+HTTP_IN_FLIGHT: Final = _gauge("nixery_snap_http_requests_in_flight", "Requests that are being answered.")
+SAVED_BYTES: Final = _counter(
+    "nixery_snap_saved_bytes_total",
+    "NAR sizes of the closures of snapshotter images whose manifest was served: what the classic form would hold.",
+)
+MANIFEST_SECONDS: Final = _histogram(
+    "nixery_snap_manifest_seconds", "Time until an image that was asked for by name was there.", "outcome"
+)
+
+# --- Making images ---------------------------------------------------------------------------------
+
+STEP_SECONDS: Final = _histogram("nixery_snap_step_seconds", "Time of a step that succeeded.", "step")
+STEP_FAILURES: Final = _counter("nixery_snap_step_failures_total", "Steps that failed.", "step")
+STEPS_IN_PROGRESS: Final = _gauge("nixery_snap_steps_in_progress", "Steps that go on.", "step")
+BUILDS_WAITING: Final = _gauge("nixery_snap_builds_waiting", "Images whose packages wait for being built.")
+
+# --- Binary caches and storage ---------------------------------------------------------------------
+
+SUBSTITUTER_SECONDS: Final = _histogram(
+    "nixery_snap_substituter_request_seconds", "Time until a substituter had answered.", "substituter"
+)
+SUBSTITUTER_FAILURES: Final = _counter(
+    "nixery_snap_substituter_failures_total", "Requests to a substituter that failed.", "substituter"
+)
+STORAGE_ERRORS: Final = _counter(
+    "nixery_snap_storage_errors_total", "Operations of the object store that failed."
+)
+CACHE_BYTES: Final = _gauge("nixery_snap_cache_bytes", "What a cache in memory holds.", "cache")
+
+
+@contextmanager
+def timed(step: str) -> Iterator[None]:
+    """Count a step of making an image: how long it takes, whether it fails, that it goes on."""
+    going_on, begun = STEPS_IN_PROGRESS.labels(step), time.perf_counter()
+    going_on.inc()
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception):  # being given up is no failure
+            STEP_FAILURES.labels(step).inc()
+        raise
+    else:
+        STEP_SECONDS.labels(step).observe(time.perf_counter() - begun)
+    finally:
+        going_on.dec()
+
+
+# --- Of several processes --------------------------------------------------------------------------
+
+Snapshot = list[tuple[str, str, str, list[tuple[str, Mapping[str, str], float]]]]
+"""For each metric its name, help and type, and its samples, as JSON has them."""
+
+_NO_SUM: Final = {"nixery_snap_build_info": max, "process_start_time_seconds": min}
+
+
+def snapshot() -> Snapshot:
+    """Of this process."""
+    return [
+        (
+            metric.name,
+            metric.documentation,
+            metric.type,
+            [
+                (sample.name, sample.labels, sample.value)
+                for sample in metric.samples
+                if not sample.name.endswith("_created")  # as many series again, of which nobody asks anything
+            ],
+        )
+        for metric in REGISTRY.collect()
+    ]
+
+
+def exposition(snapshots: Iterable[Snapshot]) -> bytes:
+    """Prometheus' text format 0.0.4 of several processes as if they were one."""
+    together: dict[str, tuple[Metric, dict[Any, float]]] = {}
+    for one in snapshots:
+        for name, text, kind, samples in one:
+            _, values = together.setdefault(name, (Metric(name, text, kind), {}))
+            for sample, labels, value in samples:
+                key = sample, *labels.items()
+                merge = _NO_SUM.get(sample)
+                known = values.get(key)
+                if known is None:
+                    values[key] = value
+                else:
+                    values[key] = merge(known, value) if merge else known + value
+    for metric, values in together.values():
+        for (sample, *labels), value in values.items():
+            metric.add_sample(sample, dict(labels), value)
+    registry = CollectorRegistry()
+    registry.register(_Collected([metric for metric, _ in together.values()]))
+    return generate_latest(registry)
+
+
+class _Collected(Collector):
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
