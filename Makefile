@@ -8,7 +8,7 @@ STATE := $(CURDIR)/.nixery-snap
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # the order of the checks is the order of their output
-.PHONY: help setup run test dev tools lint types imports unit format lock clean
+.PHONY: help setup run test dev tools lint types imports docs unit format reference lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -24,7 +24,7 @@ run: setup ## the registry with the bundled packages (LISTEN=HOST:PORT)
 
 # pytest comes last: its closing line ends the output. Tests wait a lot, so that there may be more WORKERS than
 # cores. A file's tests run in one of them, and the files in their order: those of unit/ fill the gaps at the end.
-test: tools lint types imports ## every check and every test (PYTEST_ARGS=…)
+test: tools lint types imports docs ## every check and every test (PYTEST_ARGS=…)
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 dev: setup ## what the checks need besides
@@ -47,6 +47,10 @@ types: dev ## mypy
 imports: dev ## which module may import which
 	$(BIN)/lint-imports
 
+# Its notice, that mkdocs 2 will be another program, is known: docs/decisions/0014-manual.md.
+docs: dev ## the manual, as web pages in .site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 unit: dev ## the tests that start no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
 
@@ -54,11 +58,15 @@ format: dev ## let ruff format and mend the Python code
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+reference: dev ## write those pages of the manual that follow from the code
+	$(BIN)/python -m scripts.reference
+	$(BIN)/python -m tests.unit.test_nixos_modules
+
 lock: dev ## make the lock files again (UPGRADE=--upgrade for new versions)
 	scripts/lock $(UPGRADE)
 
 clean: ## remove all that was made here, the registry's state too
 	@[ ! -e .nixery-snap ] || chmod -R u+w .nixery-snap # what lies in a Nix store is read-only
-	rm -rf .venv .nixery-snap .test-tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist \
+	rm -rf .venv .nixery-snap .site .test-tools .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist \
 		nixery_snap/image_service/generated tests/support/generated
 	find . -name __pycache__ -prune -exec rm -rf {} +

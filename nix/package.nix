@@ -1,4 +1,5 @@
 {
+  installShellFiles,
   lib,
   nix,
   openssl,
@@ -46,6 +47,14 @@ python3Packages.buildPythonApplication {
   # Last on PATH: the machine's own Nix, which fits its store and daemon, comes first.
   makeWrapperArgs = [ "--suffix PATH : ${lib.makeBinPath [ nix ]}" ];
 
+  nativeBuildInputs = [ installShellFiles ];
+  # By the program itself, which cannot run where it is built for another platform.
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    for shell in bash fish zsh; do
+      installShellCompletion --cmd nixery-snap --$shell <("$out/bin/nixery-snap" completion $shell)
+    done
+  '';
+
   pythonImportsCheck = [ "nixery_snap.cli" ];
 
   # Those that need neither a store nor daemons of their own, nor the rest of the repository; `make test` runs all.
@@ -62,6 +71,7 @@ python3Packages.buildPythonApplication {
     "tests/unit/evaluation/test_question.py"
     "tests/unit/test_deploy.py"
     "tests/unit/test_flake.py"
+    "tests/unit/test_manual.py"
     "tests/unit/test_nixos_modules.py"
     "tests/unit/test_nixos_units.py"
     "tests/unit/test_repo.py"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import get_completion_class
 from rich.console import Console
 
 from nixery_snap import __version__, reports
@@ -36,13 +37,15 @@ Command = Callable[..., None]
 
 # Flags by the setting they stand for; every other setting is reached by file and environment.
 _FLAGS = {
-    "source": ("--source", "The package set, path:DIRECTORY."),
-    "storage": ("--storage", "The object store, file:///DIRECTORY or memory://."),
-    "nix.store": ("--store", "The Nix store: auto, daemon, or a directory for a private one."),
-    "cache_directory": ("--cache-directory", "A directory for what can be made again."),
-    "format": ("--format", "The format of images whose name says none."),
-    "log_format": ("--log-format", "json or console."),
+    "source": ("--source", "SPEC", "The package set: path:DIRECTORY, git+URL, channel:NAME …"),
+    "storage": ("--storage", "URL", "The object store: file:///DIRECTORY, memory://, s3://BUCKET …"),
+    "nix.store": ("--store", "STORE", "The Nix store: auto, daemon, or a directory for a private one."),
+    "cache_directory": ("--cache-directory", "DIRECTORY", "For what can be made again."),
+    "format": ("--format", None, "The format of images whose name says none."),
+    "log_format": ("--log-format", None, "How log lines are written."),
 }
+_CHOICES = {"format": [str(kind) for kind in ImageFormat], "log_format": ["json", "console"]}
+PROGRAM = "nixery-snap"
 
 
 def _with_settings(command: Command) -> Command:
@@ -58,12 +61,13 @@ def _with_settings(command: Command) -> Command:
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined] # click keeps parameters there
-    for key, (flag, text) in reversed(_FLAGS.items()):
-        kind = click.Choice([str(kind) for kind in ImageFormat]) if key == "format" else None
-        click.option(flag, _argument(key), type=kind, help=text)(run)
+    for key, (flag, metavar, text) in reversed(_FLAGS.items()):
+        kind = click.Choice(_CHOICES[key]) if key in _CHOICES else None
+        click.option(flag, _argument(key), type=kind, metavar=metavar, help=text)(run)
     click.option(
         "--config",
         type=click.Path(path_type=Path),
+        metavar="FILE",
         envvar=FILE_VARIABLE,
         help="A settings file (TOML).",
     )(run)
@@ -82,7 +86,7 @@ def cli() -> None:
 
 @cli.command()
 @_with_settings
-@click.option("--listen", help="HOST:PORT.")
+@click.option("--listen", metavar="HOST:PORT", help="Where to serve.")
 @click.option("--workers", type=int, help="Processes that share the port.")
 def serve(settings: Settings) -> None:
     """Serve images over HTTP."""
@@ -96,7 +100,11 @@ def serve(settings: Settings) -> None:
 @_with_settings
 @click.argument("name")
 @click.option(
-    "--output", required=True, type=Output.parse, help="oci:DIR, oci-archive:FILE or docker-archive:FILE."
+    "--output",
+    required=True,
+    type=Output.parse,
+    metavar="PLACE",
+    help="oci:DIRECTORY, oci-archive:FILE or docker-archive:FILE.",
 )
 def build(settings: Settings, name: str, output: Output) -> None:
     """Make one image, NAME[:TAG], without a server."""
@@ -135,7 +143,7 @@ def inspect(settings: Settings, name: str, as_json: bool, verify: bool) -> None:
 @_with_settings
 @click.argument("name", metavar="[SOURCE]", default=DEFAULT_SOURCE)
 @click.option("--tag", default=DEFAULT_TAG, help="What of the source to index.")
-@click.option("--system", help="Other than the first of the settings.")
+@click.option("--system", metavar="SYSTEM", help="Other than the first of the settings.")
 def index(settings: Settings, name: str, tag: str, system: str | None) -> None:
     """Evaluate all packages of SOURCE, so that requests need no evaluation."""
     configure_logging("console", quiet=True)
@@ -158,10 +166,12 @@ def index(settings: Settings, name: str, tag: str, system: str | None) -> None:
 @cli.command()
 @_with_settings
 @click.argument("words", nargs=-1, required=True, metavar="WORD…")
-@click.option("--in", "name", default=DEFAULT_SOURCE, help="A source by its name.")
-@click.option("--tag", default=DEFAULT_TAG)
-@click.option("--limit", type=click.IntRange(1), default=20)
-@click.option("--offset", type=click.IntRange(0), default=0)
+@click.option("--in", "name", default=DEFAULT_SOURCE, metavar="SOURCE", help="A source by its name.")
+@click.option("--tag", default=DEFAULT_TAG, help="What of the source to search.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=20, show_default=True, help="Show no more than that."
+)
+@click.option("--offset", type=click.IntRange(0), default=0, help="Leave out that many, the best first.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def search(
     settings: Settings, words: tuple[str, ...], name: str, tag: str, limit: int, offset: int, as_json: bool
@@ -189,8 +199,15 @@ def search(
 @cli.command()
 @_with_settings
 @click.argument("name", metavar="[SOURCE]", default=DEFAULT_SOURCE)
-@click.option("--tag", default=DEFAULT_TAG)
-@click.option("--output", type=click.Path(path_type=Path), default=Path("popularity.json"))
+@click.option("--tag", default=DEFAULT_TAG, help="What of the source to count.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    default=Path("popularity.json"),
+    show_default=True,
+    help="Where the counts go.",
+)
 def popularity(settings: Settings, name: str, tag: str, output: Path) -> None:
     """Count how many packages of SOURCE depend on each, for the layers of classic images."""
     configure_logging("console", quiet=True)
@@ -242,7 +259,6 @@ def image_service(settings: Settings) -> None:
 
 @cli.command(
     name="external-builder",
-    add_help_option=False,
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @click.argument("out_link")
@@ -250,6 +266,15 @@ def image_service(settings: Settings) -> None:
 def external_builder(out_link: str, store_path: str) -> None:
     """For nix-snapshotter: realise STORE_PATH with a link at OUT_LINK, by the image service."""
     realise(out_link, store_path)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands and options: `source <(nixery-snap completion bash)`."""
+    kind = get_completion_class(shell)
+    assert kind is not None  # noqa: S101 - click has all of the choices
+    click.echo(kind(cli, {}, PROGRAM, "_NIXERY_SNAP_COMPLETE").source())
 
 
 @cli.command(name="doctor")
@@ -270,7 +295,7 @@ def doctor(settings: Settings, containerd: str | None, as_json: bool) -> None:
 
 @cli.command(name="node-config")
 @_with_settings
-@click.option("--listen", help="HOST:PORT.")
+@click.option("--listen", metavar="HOST:PORT", help="Where to serve.")
 def node_config(settings: Settings) -> None:
     """Print what a node needs in its nix.conf and for containerd and kubelet."""
     configure_logging("console", quiet=True)
@@ -281,7 +306,7 @@ def node_config(settings: Settings) -> None:
 
 @cli.command(name="check-config")
 @_with_settings
-@click.option("--listen", help="HOST:PORT.")
+@click.option("--listen", metavar="HOST:PORT", help="Where to serve.")
 @click.option("--workers", type=int, help="Processes that share the port.")
 def check_config(settings: Settings) -> None:
     """Check the settings, and show what they come to."""
@@ -305,16 +330,19 @@ async def _make(service: Service, request: ImageRequest) -> Any:
 
 
 def main() -> None:
-    """Never returns: ends the process with the exit status of the command."""
+    """Never returns: ends the process with the exit status of the command, as docs/commands.md lists them."""
     try:
-        cli()
-        status: object = 0
+        # By itself click would make 1 of an interruption.
+        status: object = cli.main(prog_name=PROGRAM, standalone_mode=False)
     except SystemExit as end:
         status = end.code
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
     except NixerySnapError as error:
-        click.echo(f"nixery-snap: {error}", err=True)
+        click.echo(f"{PROGRAM}: {error}", err=True)
         status = 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         status = 130
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):

@@ -116,6 +116,9 @@ snapshotter = "nix"
 disable_snapshot_annotations = false
 [plugins."io.containerd.grpc.v1.cri".registry]
 config_path = "/etc/containerd/certs.d"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/amd64"
+snapshotter = "nix"
 
 # /etc/containerd/config.toml, containerd 2
 version = 3
@@ -125,17 +128,19 @@ address = "/run/nix-snapshotter/nix-snapshotter.sock"
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "nix"
 disable_snapshot_annotations = false
-use_local_image_pull = true
 [plugins."io.containerd.cri.v1.images".registry]
 config_path = "/etc/containerd/certs.d"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+platform = "linux/amd64"
+snapshotter = "nix"
 
 # /etc/containerd/certs.d/{registry}/hosts.toml
 server = "{scheme}://{registry}"
 [host."{scheme}://{registry}"]
 capabilities = ["pull", "resolve"]
 
-# kubelet, for images by store path (nix:0/nix/store/…); images of this registry need nothing of it
---image-service-endpoint=unix:///run/nix-snapshotter/nix-snapshotter.sock
+# kubelet, for nix:0/… references and prefetching by nixery-snap image-service; images of this registry work without
+--image-service-endpoint=unix:///run/nixery-snap/image.sock
 """
 
 

@@ -40,27 +40,36 @@ class Settings(Section):
     """All settings of the program."""
 
     listen: ListenAddress = "127.0.0.1:8080"
+    """Where to serve; does not count where systemd holds the socket."""
     format: ImageFormat = ImageFormat.CLASSIC
+    """Of images whose name says none."""
     storage: str = ""
-    """Object store: `file:///DIRECTORY` or `memory://`; below the state directory when empty."""
+    """Object store: `file:///DIRECTORY`, `memory://` or a bucket; when empty, `/var/lib/nixery-snap` for root and
+    `~/.local/state/nixery-snap` for other users."""
     cache_directory: str = ""
-    """For what can be made again (checkouts, HOME of Nix) and for links to keep store paths; when empty, a
-    directory of the system for root and of the user for others."""
+    """For what can be made again (checkouts, Nix's HOME), and for links that keep store paths from the garbage
+    collector; when empty, `/var/cache/nixery-snap` for root and `~/.cache/nixery-snap` for other users."""
     source: SourceSpec = "path:/etc/nixery-snap/packages"
+    """The default package set."""
     sources: dict[str, SourceSettings] = Field(default={})
-    """More sources, by names for the log."""
+    """More package sets, by names for the log; the options of the default one as `[sources.default]`."""
     systems: Annotated[tuple[System, ...], Field(min_length=1)] = ("x86_64-linux", "aarch64-linux")
     """For which images are made; the first is meant where a name says nothing."""
     base_packages: tuple[AttributeText, ...] = ("cacert", "iana-etc")
     """In every image, as far as the package set has them."""
     meta_packages: dict[NamePart, tuple[AttributeText, ...]] = Field(default={})
-    """More names like `shell`, each standing for a list of packages."""
+    """More names like `shell`, each standing for a list of attribute paths."""
     popularity: PopularityPlace = ""
-    """A file, or an http or https URL, as `nixery-snap popularity` writes it; decides on classic layers."""
+    """As `nixery-snap popularity` writes it, read at start: what many packages depend on gets layers of its own in
+    classic images."""
     index: Literal["off", "nix-snapshotter", "all"] = "nix-snapshotter"
-    """Which images are answered for all systems at once, as an image index, where a name says no architecture."""
+    """Which images are answered as an image index of all `systems`, where a name says no architecture and the client
+    takes one: snapshotter images (they cost little), `all` (classic ones of every system are then made before the answer), or
+    none."""
     workers: PositiveInt = 1
+    """Processes that share the port; `nix.builds`, `nix.evaluators` and `limits` are for each of them."""
     log_format: Literal["json", "console"] = "json"
+    """How log lines are written: for machines, or for people."""
     access_log: bool = False
     """Log every request, not only those that fail; costs most of the speed of repeated requests."""
     nix: NixSettings = NixSettings()
@@ -70,7 +79,7 @@ class Settings(Section):
             public_keys=("cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",),
         ),
     )
-    """Asked by priority, then in this order."""
+    """Binary caches that paths are taken from, asked by priority, then in this order; `[]` for none."""
     substitution: SubstitutionSettings = SubstitutionSettings()
     binary_cache: BinaryCacheSettings = BinaryCacheSettings()
     image_service: ImageServiceSettings = ImageServiceSettings()

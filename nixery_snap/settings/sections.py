@@ -23,8 +23,10 @@ class Section(BaseModel):
 
 
 class NixSettings(Section):
+    """How Nix is run."""
+
     store: str = "auto"
-    """`auto`, `daemon`, or a directory for a private (chroot) store."""
+    """`auto`, `daemon`, or a directory for a private (chroot) store, which needs no daemon."""
     build_timeout: float = Field(default=3600, gt=0)
     """Seconds until a build is given up."""
     wait_timeout: float = Field(default=60, gt=0)
@@ -32,67 +34,77 @@ class NixSettings(Section):
     eval_timeout: float = Field(default=60, gt=0)
     """Seconds for one evaluation."""
     eval_memory_mib: PositiveInt = 4096
-    """MiB of memory that one evaluator may take."""
+    """MiB of address space of one evaluator, some 550 of them never used; above half of it in use, it is ended after
+    the request."""
     builds: PositiveInt = 4
     """Images whose packages are built or fetched at a time; each may use as many cores as Nix is told."""
     evaluators: PositiveInt = 2
-    """Evaluations at a time."""
+    """Evaluators that stay at a time; as many more may run to explain failures."""
     builders: str = ""
-    """Machines that build for us, as in nix.conf."""
+    """Machines that build for us and other systems, as in nix.conf."""
     options: dict[str, str] = {}
-    """Further settings for Nix, as in nix.conf."""
+    """Further settings for Nix by name, as in nix.conf."""
 
 
 class SourceSettings(Section):
-    """A package set: the default one, called `default`, or another beside it."""
+    """A package set: the default one, called `default`, or another beside it. The page on sources says more."""
 
     spec: SourceSpec | Literal[""] = ""
     """Where it is, as in `source`, which says it for the default one."""
     prefix: NamePart | Literal[""] = ""
-    """Names that begin with it mean this source, behind the format."""
+    """`registry/PREFIX/hello` means this source; it stands behind the format."""
     hosts: tuple[HostName, ...] = ()
     """Clients that call this server by one of these names mean this source."""
     overlays: tuple[str, ...] = ()
-    """Files with overlays for package sets that take them."""
+    """Files with overlays, for package sets that take `overlays` as nixpkgs does."""
     nixpkgs_config: dict[str, JsonValue] = {}
-    """As in nixpkgs' `config`: allowUnfree, permittedInsecurePackages …"""
+    """For package sets that take `config`: `allowUnfree`, `permittedInsecurePackages` …"""
     restricted: bool | None = None
-    """Whether evaluation may read nothing but the source; when absent, for all but `path:`."""
+    """Whether evaluation may read nothing but the source (Nix's restrict-eval); when absent, for all but `path:`."""
     allow_import_from_derivation: bool = False
     """Whether evaluation may build."""
     pin_ttl: float = Field(default=300, ge=0)
     """Seconds for which the revision of a moving tag is not looked for again."""
     pin_stale: float = Field(default=86400, ge=0)
-    """Seconds beyond pin_ttl for which the old revision is served while the new one is looked for."""
+    """Seconds beyond `pin_ttl` for which the old revision is served while the new one is looked for."""
     channels: tuple[str, ...] = ()
     """Other channels that may be asked for as tags."""
     submodules: bool = False
+    """Of git sources: with their submodules."""
     lfs: bool = False
-    """Files that git keeps elsewhere (Git LFS)."""
+    """Of git sources: with the files that are kept elsewhere (Git LFS)."""
     token_file: str = ""
-    """Holds an access token for git over HTTPS."""
+    """A file with an access token for HTTPS."""
     netrc_file: str = ""
+    """A file with passwords by host for HTTPS."""
     ssh_key_file: str = ""
+    """A key for git over SSH, beside those of ssh-agent."""
     ssh_known_hosts_file: str = ""
+    """Against which host keys are checked; when empty, the user's own."""
     fetch_timeout: float = Field(default=600, gt=0)
     """Seconds for one fetch."""
     channels_url: str = "https://channels.nixos.org"
+    """Where channels are looked for; for mirrors."""
     commits_url: str = "https://github.com/NixOS/nixpkgs/archive"
-    """Has COMMIT.tar.gz of each commit of nixpkgs."""
+    """Where `COMMIT.tar.gz` of each commit of nixpkgs lies; for mirrors."""
     github_url: str = "https://github.com"
-    """For flakes at `github:`."""
+    """What `github:` flakes are fetched from; for mirrors."""
 
 
 class SubstituterSettings(Section):
     """A binary cache that paths are taken from."""
 
     url: CacheUrl
+    """Where it is; for `s3://BUCKET` with `?region=`, `endpoint=`, `scheme=`, `skip_signature=`."""
     public_keys: tuple[PublicKeyText, ...] = ()
+    """Whose signatures make its paths trusted."""
     priority: int | None = None
     """Lower is asked first; the cache's own when absent."""
 
 
 class SubstitutionSettings(Section):
+    """How substituters are asked."""
+
     concurrency: PositiveInt = 64
     """Requests at a time to each substituter."""
     request_timeout: float = Field(default=15, gt=0)
@@ -100,55 +112,66 @@ class SubstitutionSettings(Section):
     nar_timeout: float = Field(default=3600, gt=0)
     """Seconds for one NAR."""
     negative_ttl: float = Field(default=60, ge=0)
-    """Seconds for which it is remembered that a substituter does not have a path."""
+    """Seconds for which it is remembered that a substituter does not have a path, or has a bad one."""
 
 
 class BinaryCacheSettings(Section):
+    """Our own binary cache."""
+
     enabled: bool = True
-    """Serve our own binary cache below /nix-cache/."""
+    """Whether it is served, below `/nix-cache/`."""
     publish: Literal["missing", "all", "off"] = "missing"
     """What of an image's closure is put into it: what no other cache of the clients has, all, or nothing."""
     signing_key_file: str = ""
-    """As `nix key generate-secret` makes it; made below the state directory when empty."""
+    """As `nix key generate-secret` makes it, mode 0600; when empty, `secrets/signing-key` below the storage directory,
+    made at the first start."""
     public_url: str = ""
-    """Of our cache, as clients are told; from `listen` when empty."""
+    """The URL of `/nix-cache` that clients are told; when empty, from the request or `listen`."""
     client_substituters: tuple[str, ...] = ()
-    """Whom clients fetch from: URLs of substituters and `own` for our cache; when empty, all of these."""
+    """Whom clients fetch from: URLs of `substituters`, and `own` for our cache; when empty, all of these."""
     annotations: Literal["auto", "both", "legacy", "closure"] = "auto"
-    """How a snapshotter image names its paths: one by one (legacy), by a closure-info path, or both."""
+    """How a snapshotter image names its paths: one by one (`legacy`), by one closure-info path (`closure`), or
+    `both`; `auto` is `both` where clients use our cache."""
     upstreams: tuple[str, ...] = ()
-    """URLs of substituters whose paths our cache fetches, keeps and serves."""
+    """URLs of `substituters` that our cache reads through: it fetches, checks, keeps and serves what it lacks. There is
+    no limit of size yet, and whoever may use the cache can fill it."""
     priority: int = Field(default=30, ge=0)
-    """Told to clients in nix-cache-info; lower is asked first."""
+    """Told to clients in `nix-cache-info`; they ask lower ones first."""
 
 
 class ImageServiceSettings(Section):
     """Of `nixery-snap image-service`, on a node."""
 
     listen: UnixAddress = "unix:///run/nixery-snap/image.sock"
+    """Its socket, mode 0660."""
     containerd: UnixAddress = "unix:///run/containerd/containerd.sock"
+    """The node's containerd."""
     snapshotter: str = "nix"
+    """Which of containerd's snapshotters unpacks `nix:0/…` images."""
     registries: tuple[str, ...] = ()
     """HOST[:PORT] of registries whose images may name store paths; when empty, every manifest is looked at."""
     certs_directory: str = "/etc/containerd/certs.d"
-    """Has containerd's hosts.toml files."""
+    """Where containerd's `hosts.toml` files are."""
     group: str = ""
-    """Whose members may use the socket."""
+    """A group whose members may use the socket."""
 
 
 class LimitSettings(Section):
+    """What keeps one client, or one image, from taking everything."""
+
     max_layers: int = Field(default=DEFAULT_MAX_LAYERS, ge=2, le=125)
     """Layers of a classic image, its forest's layer included."""
     packages: PositiveInt = 64
     """Packages that one image name may hold, beside those that its meta-packages stand for."""
     client_images: PositiveInt = 16
-    """Images that are being made at a time because one client address asked for them."""
+    """Images being made, and tags being looked for, at a time for one client address; behind a proxy all clients have
+    the proxy's."""
     build_queue: PositiveInt = 256
-    """Images whose packages wait for being built or fetched, beyond nix.builds."""
+    """Images waiting for a turn beyond `nix.builds`; those that a client still waits for come first."""
     failure_ttl: float = Field(default=30, ge=0)
     """Seconds for which a failure is answered again without another attempt."""
     memory_cache: int = Field(default=64 * 1024 * 1024, ge=0)
-    """Bytes of manifests and small blobs, and again of records, that are kept in memory."""
+    """Bytes of manifests and small blobs kept in memory; as many again of records, and of finished answers."""
     shutdown_timeout: float = Field(default=60, ge=0)
     """Seconds that running work is given at shutdown."""
 

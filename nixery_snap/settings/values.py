@@ -20,6 +20,7 @@ SOURCE_KINDS: Final = ("path", "channel", "tarball", "flake")
 
 
 def _attribute_path(text: str) -> str:
+    """An attribute path."""
     try:
         return str(AttributePath.parse(text))
     except InvalidFormat as error:
@@ -27,6 +28,7 @@ def _attribute_path(text: str) -> str:
 
 
 def _source(text: str) -> str:
+    """`path:DIRECTORY`, `git+URL`, `channel:NAME`, `tarball:URL` or `flake:REFERENCE`."""
     kind, _, rest = text.partition(":")
     if not rest or not (kind in SOURCE_KINDS or kind.startswith("git+")):
         # Not what it is instead: it may hold a password.
@@ -35,12 +37,14 @@ def _source(text: str) -> str:
 
 
 def _unix(text: str) -> str:
+    """`unix:///PATH`."""
     if not text.startswith("unix:///"):
         raise ValueError(f"{text!r} is not unix:///PATH")
     return text
 
 
 def _popularity(text: str) -> str:
+    """A file, or an http or https URL."""
     scheme, separator, _ = text.partition("://")
     if separator:
         if scheme not in {"http", "https"}:
@@ -50,6 +54,7 @@ def _popularity(text: str) -> str:
 
 
 def _listen(text: str) -> str:
+    """`HOST:PORT`."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -70,12 +75,14 @@ def _prefix(name: str) -> str:
 
 
 def _host(text: str) -> str:
+    """A name of a host."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]", text):
         raise ValueError(f"{text!r} is no name of a host: leave out scheme, port and path")
     return text
 
 
 def _cache_url(text: str) -> str:
+    """`https://…`, `http://…`, `file:///DIRECTORY`, `s3://BUCKET` or `gs://BUCKET`."""
     parts = urlsplit(text)
     if parts.scheme not in CACHE_SCHEMES or not (parts.path if parts.scheme == "file" else parts.netloc):
         raise ValueError(f"{text!r} is not a URL of a binary cache: {', '.join(CACHE_SCHEMES)}")
@@ -83,6 +90,7 @@ def _cache_url(text: str) -> str:
 
 
 def _public_key(text: str) -> str:
+    """`NAME:BASE64`."""
     try:
         return str(PublicKey.parse(text))
     except InvalidFormat as error:

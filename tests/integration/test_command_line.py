@@ -1,6 +1,7 @@
 """`build`, `inspect` and `serve` as a person or a script calls them."""
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -180,3 +181,14 @@ def test_flags_win_over_environment_over_file(directory: Path, prepared_store: C
     assert media() == 1
     assert media(NIXERY_SNAP_FORMAT="classic") > 1
     assert media("--format", "nix-snapshotter", NIXERY_SNAP_FORMAT="classic") == 1
+
+
+def test_an_interruption_has_a_status_of_its_own(directory: Path, empty_store: ChrootStore) -> None:
+    registry = Registry(directory / "state", empty_store.root)
+    command = [*PROGRAM, "inspect", "slow", *registry.options]
+    with subprocess.Popen(command, env=registry.program_env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "slow" in line)  # it is being built
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert "Traceback" not in process.stderr.read()

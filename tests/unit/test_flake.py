@@ -56,6 +56,7 @@ in {
     files = map toString p.arguments.src.fileset;
     inherit (p.meta) mainProgram;
     path = p.arguments.makeWrapperArgs;
+    completion = p.arguments.postInstall;
     imports = p.arguments.pythonImportsCheck;
     tested = p.arguments.enabledTestPaths;
     untested = p.arguments.disabledTestPaths;
@@ -151,6 +152,7 @@ def test_what_runs_is_the_package(outputs: dict[str, Any], system: str) -> None:
     assert re.fullmatch(
         r"--suffix PATH : /nix/store/\w+-nix/bin", outputs["packages"][system]["default"]["path"][0]
     )
+    assert "installShellCompletion --cmd nixery-snap" in outputs["packages"][system]["default"]["completion"]
     assert set(outputs["checks"][system]) == {"package"} | (VM_TESTS if system in LINUX else set())
     assert {"nix", "python3", "skopeo"} <= set(outputs["devShells"][system])
     assert outputs["formatter"][system] == "derivation"

@@ -22,10 +22,16 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests/data/nixos"
 SCENARIOS = sorted(path.stem for path in DATA.glob("*.nix"))
 KEY = "registry-1:dPTPs93V5Eai8xC4JnVkYD8tpVQAQ5jzZqKhPeXHbaE="
-MODULES = ("registry", "binary-cache", "node", "home-manager")
+HEADINGS = {
+    "registry": "`services.nixery-snap`",
+    "binary-cache": "`services.nixery-snap-cache`",
+    "node": "`services.nixery-snap-node`",
+    "home-manager": "`services.nixery-snap-node` of home-manager",
+}
+MODULES = tuple(HEADINGS)
 
-MANUAL = ROOT / "docs/nixos.md"
-OPTIONS = "\n## Options\n\n"
+MANUAL = ROOT / "docs/nixos-options.md"
+OPTIONS = "\n<!-- From here on by `make reference`. -->\n\n"
 
 Json = dict[str, Any]
 
@@ -213,11 +219,11 @@ def documented(module: str) -> list[Json]:
 
 
 def option_tables() -> str:
-    """The last section of the manual's page."""
+    """The manual's page, behind its introduction."""
     lines, seen = [], set()
     for module in MODULES:
         lines += [
-            f"### {module}",
+            f"## {HEADINGS[module]}",
             "",
             "| option | type | default | example | meaning |",
             "|---|---|---|---|---|",

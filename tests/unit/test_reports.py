@@ -124,6 +124,8 @@ def test_containerd(version: str, plugin: str) -> None:
     assert settings_of["snapshotter"] == "nix"
     assert settings_of["disable_snapshot_annotations"] is False
     assert images["registry"]["config_path"] == "/etc/containerd/certs.d"
+    [unpack] = config["plugins"]["io.containerd.transfer.v1.local"]["unpack_config"]
+    assert unpack == {"platform": "linux/amd64", "snapshotter": "nix"}
 
 
 def test_no_braces_are_left() -> None:

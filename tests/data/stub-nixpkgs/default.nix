@@ -46,6 +46,7 @@ let
     "gnused"
     "hello"
     "iana-etc"
+    "installShellFiles"
     "jq"
     "moreutils"
     "nano"
