@@ -4,15 +4,15 @@ import os
 import re
 import shutil
 import subprocess
-import textwrap
 from pathlib import Path
 
 import pytest
 
-from nixery_snap.reports import front_page
-from nixery_snap.settings import Settings, load_settings
+from nixery_snap.reports import front_page, node_config
+from nixery_snap.settings import Settings
 from tests.integration.need import need, need_file
 from tests.unit.test_nixos_modules import DATA, KEY, ROOT, SCENARIOS, scenario
+from tests.unit.test_reports import files
 
 UNITS = sorted(
     path
@@ -78,11 +78,17 @@ def test_units_are_exposed_little(unit: Path) -> None:
     assert float(found[1]) < EXPOSURE.get(unit.parent.name, 2.0), done.stdout
 
 
-@pytest.mark.parametrize("name", CONTAINERD)
-def test_containerd_takes_its_configuration(name: str) -> None:
-    release, version = CONTAINERD[name]
+@pytest.mark.parametrize("name", [*CONTAINERD, "printed-1.7", "printed-2"])
+def test_containerd_takes_its_configuration(name: str, tmp_path: Path) -> None:
+    release, version = CONTAINERD.get(name) or {"printed-1.7": ("1.7", 2), "printed-2": ("2", 3)}[name]
+    config = DATA / name / "containerd.toml"
+    if name.startswith("printed"):  # by `nixery-snap node-config`
+        config = tmp_path / "containerd.toml"
+        config.write_text(
+            files(node_config(Settings(), KEY))[f"/etc/containerd/config.toml, containerd {release}"]
+        )
     program = need_file(ROOT / f".test-tools/containerd-{release}/usr/bin/containerd")
-    command = [str(program), "--config", str(DATA / name / "containerd.toml"), "config", "dump"]
+    command = [str(program), "--config", str(config), "config", "dump"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "nknown" not in done.stderr  # keys that it does not know are logged
     dump = done.stdout.replace("'", '"')
@@ -156,14 +162,3 @@ def test_other_systems_have_the_same_units(unit: str, name: str) -> None:
         .replace("/bin/kill", "kill")
     )
     assert sorted(plain(given)) == sorted(plain((DATA / name / unit).read_text()))
-
-
-@pytest.mark.parametrize("file", ["settings.toml", "image-service.toml"])
-def test_the_manual_shows_settings_that_the_program_takes(file: str, tmp_path: Path) -> None:
-    manual = (ROOT / "docs/installation.md").read_text()
-    found = re.search(rf"`/etc/nixery-snap/{file}`:\n\n((?:    .*\n|\n)+?)\n?(?=    install|\w)", manual)
-    assert found
-    (tmp_path / file).write_text(textwrap.dedent(found[1]))
-    settings = load_settings(tmp_path / file, {}, {})
-    assert settings.source == "channel:nixos-unstable"
-    assert settings.image_service.registries == (("registry.example",) if "image" in file else ())

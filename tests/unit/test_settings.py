@@ -1,9 +1,7 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
 from nixery_snap.errors import SettingsError
 from nixery_snap.imaging.request import ImageFormat
@@ -176,22 +174,3 @@ def test_shell_is_a_meta_package_beside_those_of_the_settings() -> None:
     found = load(META_PACKAGES="{ debug = ['gdb'] }").all_meta_packages
     assert [str(path) for path in found["debug"]] == ["gdb"]
     assert "bashInteractive" in map(str, found["shell"])
-
-
-def test_the_manual_lists_every_setting_with_its_default() -> None:
-    manual = (Path(__file__).parents[2] / "docs/settings.md").read_text()
-
-    def leaves(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, object]]:
-        for name, field in model.model_fields.items():
-            if isinstance(field.default, BaseModel):
-                yield from leaves(type(field.default), f"{prefix}{name}.")
-            else:
-                yield f"{prefix}{name}", field.default
-
-    for key, default in leaves(Settings, ""):
-        row = next(
-            (line for line in manual.splitlines() if line.startswith((f"| `{key}`", f"| `{key}.NAME`"))), ""
-        )
-        assert row, key
-        if isinstance(default, int | float) and not isinstance(default, bool):
-            assert f"| `{default:g}` |" in row or f"| `{int(default)}` |" in row, key
