@@ -26,7 +26,6 @@ python3Packages.buildPythonApplication {
     root = ../.;
     fileset = lib.fileset.unions [
       ../LICENSE
-      ../docs
       ../examples
       ../hatch_build.py
       ../nixery_snap

@@ -18,6 +18,7 @@ let
     ;
   cfg = config.services.nixery-snap-node;
   format = pkgs.formats.toml { };
+  common = import ./common-options.nix { inherit lib pkgs; };
 
   parts = builtins.match "(https?://)?([^/#]+)#(.+)" cfg.registry;
   host = builtins.elemAt parts 1;
@@ -75,13 +76,7 @@ in
   options.services.nixery-snap-node = {
     enable = mkEnableOption "what a rootless containerd needs to run snapshotter images";
 
-    package = mkOption {
-      type = types.package;
-      default = pkgs.nixery-snap or (pkgs.callPackage ../nix/package.nix { });
-      defaultText = literalExpression "pkgs.nixery-snap, or built from these files";
-      example = literalExpression "inputs.nixery-snap.packages.\${pkgs.system}.default";
-      description = "The package with the image service.";
-    };
+    package = common.package "The package with the image service.";
 
     registry = mkOption {
       type = types.strMatching "(https?://)?[^/#]+#[^#: ]+:[A-Za-z0-9+/]+=*";
@@ -105,14 +100,7 @@ in
       description = "The user unit of the rootless containerd.";
     };
 
-    containerdConfigVersion = mkOption {
-      type = types.enum [
-        2
-        3
-      ];
-      default = if lib.versionAtLeast pkgs.containerd.version "2" then 3 else 2;
-      defaultText = literalExpression ''if lib.versionAtLeast pkgs.containerd.version "2" then 3 else 2'';
-      example = 2;
+    containerdConfigVersion = common.containerdVersion {
       description = "The form of containerd's configuration: 2 for containerd 1.7, 3 for 2.x.";
     };
 
@@ -124,13 +112,7 @@ in
       description = "Nix, as it fits this machine's daemon.";
     };
 
-    snapshotterPackage = mkOption {
-      type = types.nullOr types.package;
-      default = pkgs.nix-snapshotter or null;
-      defaultText = literalExpression "pkgs.nix-snapshotter or null";
-      example = literalExpression "inputs.nix-snapshotter.packages.\${pkgs.system}.default";
-      description = "nix-snapshotter; its own flake has it where nixpkgs does not.";
-    };
+    inherit (common) snapshotterPackage;
 
     settings = mkOption {
       type = format.type;

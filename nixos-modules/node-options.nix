@@ -7,26 +7,19 @@
 }:
 let
   inherit (lib)
-    literalExpression
-    literalMD
     mkEnableOption
     mkOption
     types
     ;
   cfg = config.services.nixery-snap-node;
   format = pkgs.formats.toml { };
+  common = import ./common-options.nix { inherit lib pkgs; };
 in
 {
   options.services.nixery-snap-node = {
     enable = mkEnableOption "what a node needs to run snapshotter images: containerd, nix-snapshotter and nixery-snap's image service";
 
-    package = mkOption {
-      type = types.package;
-      default = pkgs.nixery-snap or (pkgs.callPackage ../nix/package.nix { });
-      defaultText = literalExpression "pkgs.nixery-snap, or built from these files";
-      example = literalExpression "inputs.nixery-snap.packages.\${pkgs.system}.default";
-      description = "The package with the image service.";
-    };
+    package = common.package "The package with the image service.";
 
     registry = mkOption {
       type = types.nullOr (types.strMatching "(https?://)?[^/#]+(#[^#: ]+:[A-Za-z0-9+/]+=*)?");
@@ -56,14 +49,9 @@ in
       '';
     };
 
-    containerd.configVersion = mkOption {
-      type = types.enum [
-        2
-        3
-      ];
-      default = if cfg.orchestrator != "kubelet" && lib.versionAtLeast pkgs.containerd.version "2" then 3 else 2;
-      defaultText = literalExpression ''if orchestrator != "kubelet" && lib.versionAtLeast pkgs.containerd.version "2" then 3 else 2'';
-      example = 2;
+    containerd.configVersion = common.containerdVersion {
+      exception = cfg.orchestrator == "kubelet";
+      exceptionText = ''orchestrator != "kubelet" && '';
       description = ''
         The form of containerd's configuration: 2 for containerd 1.7, 3 for 2.x, which takes 2 as well. With the kubelet it
         is 2: NixOS writes its own half of it in that form.
@@ -71,13 +59,7 @@ in
     };
 
     snapshotter = {
-      package = mkOption {
-        type = types.nullOr types.package;
-        default = pkgs.nix-snapshotter or null;
-        defaultText = literalExpression "pkgs.nix-snapshotter or null";
-        example = literalExpression "inputs.nix-snapshotter.packages.\${pkgs.system}.default";
-        description = "nix-snapshotter; its own flake has it where nixpkgs does not.";
-      };
+      package = common.snapshotterPackage;
       settings = mkOption {
         type = format.type;
         default = { };
@@ -120,26 +102,13 @@ in
         };
       };
 
-      checkSettings = mkOption {
-        type = types.bool;
-        default = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
-        defaultText = literalExpression "pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform";
-        example = false;
-        description = "Whether `nixery-snap check-config` is run on the settings while the system is built.";
-      };
+      inherit (common) checkSettings;
 
-      settingsFile = mkOption {
-        type = types.path;
-        readOnly = true;
-        default = import ./settings-file.nix {
-          inherit pkgs;
-          inherit (cfg) package;
-          inherit (cfg.imageService) settings;
-          check = cfg.imageService.checkSettings;
-        };
-        defaultText = literalMD "made of imageService.settings";
-        example = literalExpression "config.services.nixery-snap-node.imageService.settingsFile";
-        description = "The settings as TOML. Read-only.";
+      settingsFile = common.settingsFile {
+        path = "services.nixery-snap-node.imageService";
+        of = cfg.imageService;
+        inherit (cfg) package;
+        madeOf = "imageService.settings";
       };
     };
   };

@@ -7,14 +7,13 @@
 }:
 let
   inherit (lib)
-    literalExpression
-    literalMD
     mkEnableOption
     mkOption
     types
     ;
   cfg = config.services.nixery-snap;
   format = pkgs.formats.toml { };
+  common = import ./common-options.nix { inherit lib pkgs; };
   # No `types.path`: a path literal would be copied to the Nix store, which everybody can read.
   secret = types.nullOr types.str;
 in
@@ -22,13 +21,7 @@ in
   options.services.nixery-snap = {
     enable = mkEnableOption "nixery-snap, a registry that makes container images of Nix packages by name";
 
-    package = mkOption {
-      type = types.package;
-      default = pkgs.nixery-snap or (pkgs.callPackage ../nix/package.nix { });
-      defaultText = literalExpression "pkgs.nixery-snap, or built from these files";
-      example = literalExpression "inputs.nixery-snap.packages.\${pkgs.system}.default";
-      description = "The package to run.";
-    };
+    package = common.package "The package to run.";
 
     settings = mkOption {
       default = { };
@@ -84,25 +77,14 @@ in
       };
     };
 
-    checkSettings = mkOption {
-      type = types.bool;
-      default = pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform;
-      defaultText = literalExpression "pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform";
-      example = false;
-      description = "Whether `nixery-snap check-config` is run on the settings while the system is built.";
-    };
+    inherit (common) checkSettings;
 
-    settingsFile = mkOption {
-      type = types.path;
-      readOnly = true;
-      default = import ./settings-file.nix {
-        inherit pkgs;
-        inherit (cfg) package settings;
-        check = cfg.checkSettings;
-      };
-      defaultText = literalMD "made of settings";
-      example = literalExpression "config.services.nixery-snap.settingsFile";
-      description = "The settings as TOML, which is also at /etc/nixery-snap/settings.toml. Read-only.";
+    settingsFile = common.settingsFile {
+      path = "services.nixery-snap";
+      of = cfg;
+      inherit (cfg) package;
+      madeOf = "settings";
+      where = ", which is also at /etc/nixery-snap/settings.toml";
     };
 
     user = mkOption {

@@ -28,7 +28,13 @@ def env(tmp_path: Path) -> dict[str, str]:
     program.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NIXERY_SNAP_")}
     path = f"{program.parent}:{kept['PATH']}"
-    return {**kept, "PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "TERM": "dumb"}
+    return {
+        **kept,
+        "PATH": path,
+        "PYTHONPATH": f"{ROOT}:{kept.get('PYTHONPATH', '')}",
+        "HOME": str(tmp_path),
+        "TERM": "dumb",
+    }
 
 
 def call(env: dict[str, str], *argv: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
