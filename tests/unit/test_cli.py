@@ -46,7 +46,8 @@ def test_every_command_and_option_says_what_it_is_for(name: str) -> None:
     command = cli.commands[name]
     assert command.help
     assert re.match(r"[A-Z].*\.", command.help), "a sentence"
-    shown = command.get_help(click.Context(command, info_name=name))
+    # As the program asks: click remembers the names of the first --help that is asked for.
+    shown = command.get_help(click.Context(command, click.Context(cli, **cli.context_settings), name))
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.opts
