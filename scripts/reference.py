@@ -45,6 +45,7 @@ def _section(model: type[BaseModel], prefix: str, heading: str, about: str) -> I
             inner.append((section, kind.format(key), f"{key}.{'NAME.' if 'NAME' in kind else ''}", name))
             if isinstance(field.default, BaseModel):
                 continue
+        assert name in texts, f"{key} has no text below it"
         cells = [
             f"`{key}`",
             _type_of(field.annotation, field.metadata),
@@ -124,8 +125,10 @@ def _constraints(metadata: Any) -> Iterator[str]:
                 yield f"at least {bound}"
             case Le(le=bound):
                 yield f"at most {bound}"
-            case MinLen(min_length=length):
-                yield f"at least {length} of them"
+            case MinLen():
+                yield "not empty"
+            case _ if pattern := getattr(one, "pattern", None):
+                yield f"as `{pattern}`"
             case _:
                 raise AssertionError(one)
 
