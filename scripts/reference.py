@@ -117,7 +117,8 @@ def _constraints(metadata: Any) -> Iterator[str]:
     for one in metadata:
         match one:
             case AfterValidator(func=check):
-                text = str(check.__doc__).splitlines()[0].rstrip(".")
+                assert check.__doc__, f"{check.__name__} has no text that says what it takes"
+                text = check.__doc__.splitlines()[0].rstrip(".")
                 yield text[:1].lower() + text[1:]
             case Gt(gt=bound):
                 yield f"more than {bound}"
