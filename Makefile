@@ -49,7 +49,7 @@ imports: dev ## which module may import which
 
 # Its notice, that mkdocs 2 will be another program, is known: docs/decisions/0014-manual.md.
 docs: dev ## the manual, as web pages in .site
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 unit: dev ## the tests that start no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
