@@ -69,7 +69,7 @@ def test_commands_do_what_the_page_says(
     has_server = any(block.remark == BACKGROUND for block in run)
     host = f"127.0.0.1:{free_port()}" if has_server else registry.host
     docker = shutil.which("docker")
-    make = f"{shutil.which('make')} --dry-run LISTEN={host} STATE={place}/state"
+    make = f"{shutil.which('make')} --dry-run LISTEN={host} STATE={place}"
     path = programs(
         place,
         {
@@ -80,8 +80,7 @@ def test_commands_do_what_the_page_says(
         },
     )
     if has_server:  # building everything again would only take time
-        for store in ("nix", "state/nix"):
-            prepared_store.copy(place / store)
+        prepared_store.copy(place / "nix")
     own = Registry(place / "own", prepared_store.root, source=EXAMPLES)
     settings = {
         "NIXERY_SNAP_SOURCE": f"path:{EXAMPLES}",
