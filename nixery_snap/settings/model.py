@@ -64,8 +64,8 @@ class Settings(Section):
     classic images."""
     index: Literal["off", "nix-snapshotter", "all"] = "nix-snapshotter"
     """Which images are answered as an image index of all `systems`, where a name says no architecture and the client
-    takes one: snapshotter images (they cost little), `all` (classic ones of every system are then made before the answer), or
-    none."""
+    takes one: snapshotter images (they cost little), `all` (classic ones of every system are then made before the
+    answer), or none."""
     workers: PositiveInt = 1
     """Processes that share the port; `nix.builds`, `nix.evaluators` and `limits` are for each of them."""
     log_format: Literal["json", "console"] = "json"
