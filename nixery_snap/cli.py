@@ -282,7 +282,7 @@ def completion(shell: str) -> None:
 @click.option("--containerd", metavar="ADDRESS", help="Ask containerd at unix:///PATH, too.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def doctor(settings: Settings, containerd: str | None, as_json: bool) -> None:
-    """Try everything that the settings name: Nix, storage, sources, substituters, key."""
+    """Try everything that the settings name: Nix, storage, sources, substituters, builders, key."""
     configure_logging("console", quiet=True)
     findings = asyncio.run(examine(settings, containerd))
     if as_json:

@@ -15,11 +15,12 @@ from typing import Final
 
 from rich.filesize import decimal
 
-from nixery_snap.adapters import open_nix, open_source_of, open_substituters
+from nixery_snap.adapters import open_nix, open_source_of, open_substituters, read_popularity
 from nixery_snap.errors import NixError, NixerySnapError, StorageError
 from nixery_snap.evaluation.answers import ground_error
 from nixery_snap.evaluation.one_shot import OneShotEvaluator
 from nixery_snap.imaging.request import DEFAULT_TAG
+from nixery_snap.nix_stores.builders import RemoteBuilder, parse_builders
 from nixery_snap.nix_stores.command import NixCommand
 from nixery_snap.nix_stores.signing_key import load_signing_key
 from nixery_snap.nix_stores.substituter import Substituter
@@ -71,6 +72,10 @@ async def examine(settings: Settings, containerd: str | None = None) -> list[Fin
         for substituter in others.values():
             stack.push_async_callback(substituter.close)
             checks.append((f"substituter {substituter.url}", partial(_substituter, substituter)))
+        builders = await asyncio.to_thread(parse_builders, settings.nix.builders)
+        checks += [(f"builder {one.name}", partial(_builder, one, nix)) for one in builders]
+        if settings.popularity:
+            checks.append(("popularity", partial(_popularity, settings)))
         if containerd is not None:
             checks.append((f"containerd {containerd}", partial(_containerd, containerd)))
         findings = await asyncio.gather(*(_finding(what, check) for what, check in checks))
@@ -155,6 +160,16 @@ async def _source(settings: Settings, name: str, nix: NixCommand) -> str:
 
 async def _substituter(substituter: Substituter) -> str:
     return f"answers; priority {await substituter.priority()}"
+
+
+async def _builder(builder: RemoteBuilder, nix: NixCommand) -> str:
+    await builder.ask(nix)
+    return f"answers; for {builder.systems}"
+
+
+async def _popularity(settings: Settings) -> str:
+    known = await asyncio.to_thread(read_popularity, settings.popularity)
+    return f"of {len(known.counts)} packages"
 
 
 async def _containerd(address: str) -> str:

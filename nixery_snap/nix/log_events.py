@@ -14,6 +14,10 @@ from typing import Any, Final
 _PREFIX: Final = b"@nix "
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
 _LOGIN: Final = re.compile(r"(?<=://)[^/\s'\"]*@")  # Nix shows URLs with all that they hold
+_SSH_QUERY: Final = re.compile(
+    r"(ssh(?:-ng)?://[^?\s'\"]*)\?[^\s'\"]*"
+)  # places of keys and stores on another machine
+_NO_MACHINE: Final = "cannot build on "
 _ERROR_LEVEL, _WARNING_LEVEL = 0, 1
 _MAX_WARNINGS: Final = 50
 _COPY_PATH, _BUILD = 100, 105
@@ -32,6 +36,8 @@ class LogReader:
     """Error messages without their traces, in order."""
     warnings: dict[str, None] = field(default_factory=dict)
     """First lines of warnings, each once: substituters that do not answer, and bad signatures, are warnings to Nix."""
+    machines: dict[str, None] = field(default_factory=dict)
+    """Of builders that failed to take a build, each once: which one, and why."""
     build_logs: dict[str, deque[str]] = field(default_factory=dict)
     """The last lines that each derivation's builder printed, by drv path."""
     plain: deque[str] = field(default_factory=lambda: deque(maxlen=_MAX_PLAIN_LINES))
@@ -64,13 +70,22 @@ class LogReader:
                     self.build_logs[building].append(_clean(str(event["fields"][0])))
             case "msg" if event["level"] == _ERROR_LEVEL and "raw_msg" in event:
                 self.errors.append(_clean(event["raw_msg"], _MAX_MESSAGE))
+            case "msg" if event["level"] == _ERROR_LEVEL and str(event["msg"]).startswith(_NO_MACHINE):
+                self.machines[_machine(event["msg"])] = None
             case "msg" if event["level"] == _WARNING_LEVEL and len(self.warnings) < _MAX_WARNINGS:
                 text = _clean(str(event.get("raw_msg", event["msg"]))).partition("\n")[0]
                 self.warnings[text.removeprefix("warning: ")] = None
         return None
 
 
+def _machine(message: str) -> str:
+    """`'MACHINE': REASON`, without the name by which we are known there; of what ssh says its last line."""
+    text = re.sub(r"'[^'@\s]*@", "'", _clean(message)).removeprefix(_NO_MACHINE)
+    machine, separator, reason = text.partition("': ")
+    return machine + separator + reason.rpartition("\n")[2].removeprefix("error: ")
+
+
 def _clean(text: str, length: int = _MAX_LINE) -> str:
     """Without colours and other control characters, as it ends up in terminals and JSON, nor names and passwords."""
-    text = _LOGIN.sub("", _ANSI.sub("", text[: 2 * length])).replace("\t", "    ")
+    text = _SSH_QUERY.sub(r"\1", _LOGIN.sub("", _ANSI.sub("", text[: 2 * length]))).replace("\t", "    ")
     return "".join(letter for letter in text if letter.isprintable() or letter == "\n")[:length].rstrip()

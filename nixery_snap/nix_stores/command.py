@@ -22,6 +22,8 @@ _NEEDED: Final = re.compile(
     r"PATH|USER|LANG|TZ|TMPDIR|XDG_RUNTIME_DIR|SSH_AUTH_SOCK|(NIX_)?SSL_CERT_FILE|(?i:https?|all|no)_proxy"
     r"|NIX_(CONF_DIR|DAEMON_SOCKET_PATH|STATE_DIR|USER_CONF_FILES)"
 )
+# Of ssh, to builders: nobody answers prompts, and one that is gone must not hold up a build until its time is over.
+_SSH_OPTIONS: Final = "-oBatchMode=yes -oConnectTimeout=10 -oServerAliveInterval=15"
 _READ_BYTES: Final = 64 * 1024
 _LINE_BYTES: Final = 1024 * 1024  # one message of Nix's log can be a whole trace
 _ANSWER_BYTES: Final = 64 * 1024 * 1024  # one line of what a program that is talked to says
@@ -219,4 +221,9 @@ def _environment(store: NixStore, home: Path, options: Mapping[str, str]) -> dic
     lines += [f"{name} = {value}" for name, value in options.items()]
     # Package sets can read the environment: it holds what Nix itself needs and none of the server's secrets.
     kept = {name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name)}
-    return kept | {"HOME": str(home), "NIX_CONFIG": "\n".join(lines), "LC_ALL": "C.UTF-8"}
+    return kept | {
+        "HOME": str(home),
+        "NIX_CONFIG": "\n".join(lines),
+        "NIX_SSHOPTS": f"{os.environ.get('NIX_SSHOPTS', '')} {_SSH_OPTIONS}",  # what stands first counts
+        "LC_ALL": "C.UTF-8",
+    }

@@ -132,6 +132,8 @@ class NixRealiser:
         dependents = sorted({match[0] for error in later for match in _DRV.finditer(error)} - {drv_path})
         if dependents:
             reason += f"; needed by {', '.join(StorePath.parse(path).name.removesuffix('.drv') for path in dependents)}"
+        if log.machines:
+            reason += f"; no build on {'; '.join(list(log.machines)[:_SHOWN_REASONS])}"
         # Without a builder there is no log either: no machine for that system, no disk, …
         began = drv_path in log.build_logs
         lines = tuple(log.build_logs.get(drv_path or "", ()))

@@ -41,7 +41,7 @@ class NixSettings(Section):
     evaluators: PositiveInt = 2
     """Evaluators that stay at a time; as many more may run to explain failures."""
     builders: str = ""
-    """Machines that build for us and other systems, as in nix.conf."""
+    """Machines that build for us and other systems, as in nix.conf; the page on installation says how."""
     options: dict[str, str] = {}
     """Further settings for Nix by name, as in nix.conf."""
 

@@ -200,8 +200,13 @@ class SshServer:
     agent: Path
     daemon: Daemon
 
+    @property
+    def user(self) -> str:
+        """Whom it lets in."""
+        return run("id", "-un").stdout.strip()
+
     def url(self, repository: Repository) -> str:
-        return f"git+ssh://{run('id', '-un').stdout.strip()}@127.0.0.1:{self.port}{repository.root}"
+        return f"git+ssh://{self.user}@127.0.0.1:{self.port}{repository.root}"
 
 
 SSHD = """\
@@ -214,12 +219,13 @@ UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
+SetEnv {environment}
 """
 
 
 @contextlib.contextmanager
-def ssh_server(home: Path) -> Iterator[SshServer]:
-    """`home` must have a short name: the agent's socket lies there."""
+def ssh_server(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[SshServer]:
+    """`home` must have a short name: the agent's socket lies there. `environment`: of what clients run there."""
     need("sshd", "ssh", "ssh-agent", "ssh-add", "ssh-keygen", "git")
     home.mkdir(parents=True)
     for name in ("host", "client", "agent-client"):
@@ -229,7 +235,9 @@ def ssh_server(home: Path) -> Iterator[SshServer]:
         file.write((home / "agent-client.pub").read_text())
     port = free_port()
     (home / "known_hosts").write_text(f"[127.0.0.1]:{port} {(home / 'host.pub').read_text()}")
-    (home / "sshd_config").write_text(SSHD.format(port=port, home=home))
+    variables = {"PATH": os.environ["PATH"], **(environment or {})}
+    set_them = " ".join(f'"{name}={value}"' for name, value in variables.items())
+    (home / "sshd_config").write_text(SSHD.format(port=port, home=home, environment=set_them))
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # where sshd, as root, wants to be confined
     program = shutil.which("sshd")  # it insists on its whole path

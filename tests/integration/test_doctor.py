@@ -33,7 +33,9 @@ def registry(directory: Path, own_store: ChrootStore) -> Registry:
     return Registry(directory / "state", own_store.root)
 
 
-def test_all_is_well(registry: Registry, served: Served) -> None:
+def test_all_is_well(registry: Registry, served: Served, directory: Path) -> None:
+    (directory / "popularity").write_text('{"hello": 3}')
+    registry.env["NIXERY_SNAP_POPULARITY"] = str(directory / "popularity")
     registry.substituters = [served.substituter()]
     status, findings = doctor(registry)
     assert status == 0
@@ -41,6 +43,7 @@ def test_all_is_well(registry: Registry, served: Served) -> None:
     assert "(Nix) 2." in findings["Nix"]["detail"]
     assert "at revision" in findings["source default"]["detail"]
     assert "priority" in findings[f"substituter {registry.substituters[0].url}"]["detail"]
+    assert findings["popularity"]["detail"] == "of 1 packages"
     assert "first start" in findings["signing key"]["detail"]
     assert f"disk of {registry.store}/nix" in findings
     assert not (registry.storage_directory / "secrets").exists(), "nothing is made"
@@ -52,7 +55,9 @@ def test_what_is_wrong(registry: Registry, directory: Path) -> None:
     (directory / "old/default.nix").write_text(
         'throw "This version of Nixpkgs requires Nix >= 99.9, please upgrade"'
     )
+    (directory / "popularity").write_text("[]")
     registry.config = f"""
+popularity = "{directory}/popularity"
 substituters = [{{ url = "http://127.0.0.1:9" }}]
 [sources.gone]
 spec = "git+file://{directory}/no-repository"
@@ -69,6 +74,7 @@ signing_key_file = "{directory}/no-key"
     failed = {what: finding["detail"] for what, finding in findings.items() if finding["state"] == "failed"}
     assert set(failed) == {
         "signing key",
+        "popularity",
         "source gone",
         "source old",
         "substituter http://127.0.0.1:9",

@@ -128,3 +128,23 @@ def test_what_json_parsers_trip_over(content: bytes) -> None:
     log = LogReader()
     assert log.feed(b"@nix " + content) is None
     assert len(log.plain) == 1
+
+
+def test_machines_that_take_no_build() -> None:
+    """Without our name there, the places of keys and stores, and what ssh says at length."""
+    log = LogReader()
+    store = "ssh://me@one?remote-store=/srv/store"
+    for said in (
+        f"cannot build on '{store}': \x1b[31;1merror:\x1b[0m cannot connect to '\x1b[35;1mme@one\x1b[0m': refused",
+        f"cannot build on '{store}': error: cannot connect to 'me@one': @@@\n@ WARNING @\nHost key failed.\n",
+        f"cannot build on '{store}'",
+    ):
+        log.feed(line(action="msg", level=0, msg=said))
+    log.feed(line(action="msg", level=0, msg="something else"))
+    assert list(log.machines) == [
+        "'ssh://one': cannot connect to 'one': refused",
+        "'ssh://one': Host key failed.",
+        "'ssh://one'",
+    ]
+    building = line(action="start", id=1, type=START, text=f"building 'a.drv' on '{store}'", fields=["a.drv"])
+    assert log.feed(building) == "building 'a.drv' on 'ssh://one'"

@@ -68,12 +68,14 @@ def test_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "REGISTRY_PASSWORD": "s3cret",
         "https_proxy": "http://proxy",
         "NIX_CONFIG": "cores = 1\n",
+        "NIX_SSHOPTS": "-p 2222",
     }.items():
         monkeypatch.setenv(name, text)
     found = _environment(NixStore.parse(str(tmp_path)), tmp_path / "home", {"cores": "2"})
     assert found.keys().isdisjoint({"NIX_PATH", "NIX_REMOTE", "REGISTRY_PASSWORD"})
     assert found["HOME"] == str(tmp_path / "home")
     assert found["https_proxy"] == "http://proxy"
+    assert found["NIX_SSHOPTS"].startswith("-p 2222 -oBatchMode=yes ")
     settings = found["NIX_CONFIG"].splitlines()
     assert settings.index("cores = 1") < settings.index("cores = 2")
     assert "build-users-group =" in settings
