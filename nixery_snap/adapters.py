@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Final
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
 
 from nixery_snap.errors import InvalidFormat, SettingsError
 from nixery_snap.imaging.layering import UNKNOWN_POPULARITY, Popularity
@@ -17,7 +19,8 @@ from nixery_snap.nix_stores.command import NixCommand, NixStore
 from nixery_snap.nix_stores.own_transport import Forgetful, OwnTransport
 from nixery_snap.nix_stores.substituter import Substituter
 from nixery_snap.ports import CacheFiles, PackageSource, PinStore, Records
-from nixery_snap.settings import OWN_CACHE, Settings
+from nixery_snap.settings import OWN_CACHE, Settings, masked
+from nixery_snap.sources.credentials import basic
 from nixery_snap.sources.opening import SourceOptions, open_source
 
 _POPULARITY_BYTES: Final = 64 * 1024 * 1024
@@ -99,6 +102,7 @@ def open_source_of(settings: Settings, name: str, pins: PinStore) -> PackageSour
         nixpkgs_config=source.nixpkgs_config,
         allows_builds=source.allow_import_from_derivation,
         restricted=not source.spec.startswith("path:") if source.restricted is None else source.restricted,
+        commits=source.commits,
         submodules=source.submodules,
         lfs=source.lfs,
         fetch_timeout_seconds=source.fetch_timeout,
@@ -120,11 +124,24 @@ def read_popularity(where: str) -> Popularity:
         return UNKNOWN_POPULARITY
     try:
         if "://" in where:
-            with urlopen(where, timeout=_POPULARITY_SECONDS) as response:  # noqa: S310 - the settings allow http and https
+            with urlopen(_with_login(where), timeout=_POPULARITY_SECONDS) as response:  # noqa: S310 - the settings allow http and https
                 content = response.read(_POPULARITY_BYTES)
         else:
             with Path(where).open("rb") as file:
                 content = file.read(_POPULARITY_BYTES)
         return Popularity.parse(content)
     except (OSError, HTTPException, InvalidFormat) as error:
-        raise SettingsError("popularity", f"{where} cannot be read: {error}") from None
+        if isinstance(error, HTTPError):
+            error.close()  # it is the answer, too
+        raise SettingsError("popularity", f"{masked(where)} cannot be read: {error}") from None
+
+
+def _with_login(url: str) -> Request:
+    """User and password of a URL go into a header."""
+    parts = urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    request = Request(urlunsplit(parts._replace(netloc=host)))  # noqa: S310 - the settings allow http and https
+    if login:
+        user, _, password = map(unquote, login.partition(":"))
+        request.add_unredirected_header("Authorization", basic(user, password))
+    return request

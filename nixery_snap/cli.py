@@ -30,7 +30,7 @@ from nixery_snap.nix_stores.signing_key import load_signing_key
 from nixery_snap.oci import canonical_json
 from nixery_snap.service import Service, open_service
 from nixery_snap.serving import serve as serve_registry
-from nixery_snap.settings import FILE_VARIABLE, Settings, load_settings
+from nixery_snap.settings import FILE_VARIABLE, Settings, load_settings, shown_settings
 
 T = TypeVar("T")
 Command = Callable[..., None]
@@ -309,8 +309,8 @@ def node_config(settings: Settings) -> None:
 @click.option("--listen", metavar="HOST:PORT", help="Where to serve.")
 @click.option("--workers", type=int, help="Processes that share the port.")
 def check_config(settings: Settings) -> None:
-    """Check the settings, and show what they come to."""
-    click.echo(settings.model_dump_json(indent=2))
+    """Check the settings, and show what they come to, without passwords."""
+    click.echo(shown_settings(settings))
 
 
 def _run(settings: Settings, name: str, work: Callable[[Service, ImageRequest], Coroutine[Any, Any, T]]) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -20,7 +19,7 @@ from nixery_snap.imaging.pipeline import Image
 from nixery_snap.imaging.request import ImageFormat, ImageRequest
 from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import Progress
-from nixery_snap.settings import OWN_CACHE, Settings
+from nixery_snap.settings import OWN_CACHE, Settings, masked
 
 
 @contextmanager
@@ -39,21 +38,16 @@ def welcome(console: Console, settings: Settings, address: str) -> None:
         return
     other = "nix-snapshotter" if settings.format == "classic" else "classic"
     lines = [
-        f"nixery-snap serves {_without_login(settings.source)} at http://{address}",
+        f"nixery-snap serves {masked(settings.source)} at http://{address}",
         "",
         f"  docker run --rm {address}/hello",
         f"  docker run --rm -it {address}/shell/git/curl",
         f"  podman run --rm --tls-verify=false {address}/shell/hello hello",
-        f"  skopeo inspect --no-tags --tls-verify=false docker://{address}/{other}/shell/hello",
+        f"  skopeo inspect --tls-verify=false docker://{address}/{other}/shell/hello",
         "",
         f"Images are in the {settings.format} format; put {other}/ in front of a name for the other one.",
     ]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
-
-
-def _without_login(spec: str) -> str:
-    """Of a source, for people: URLs can hold passwords, and signed ones are secret behind the question mark."""
-    return re.sub(r"//[^/@]*@", "//", spec).partition("?")[0]
 
 
 def front_page(settings: Settings, public_key: str, host: str) -> str:

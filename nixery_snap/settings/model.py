@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from nixery_snap.imaging.request import DEFAULT_SOURCE, ImageFormat, SourceNames
 from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix_stores.cache_transport import shown_url
 from nixery_snap.settings.sections import (
     BinaryCacheSettings,
     ImageServiceSettings,
@@ -22,6 +23,7 @@ from nixery_snap.settings.sections import (
     SubstituterSettings,
     SubstitutionSettings,
 )
+from nixery_snap.settings.source_options import useless_options
 from nixery_snap.settings.values import (
     AttributeText,
     ListenAddress,
@@ -29,6 +31,7 @@ from nixery_snap.settings.values import (
     PopularityPlace,
     SourceSpec,
     System,
+    masked,
 )
 
 CACHE_PREFIX: Final = "/nix-cache"
@@ -94,14 +97,18 @@ class Settings(Section):
             )
         self._check_sources()
         cache, known = self.binary_cache, {substituter.url for substituter in self.substituters}
-        if len(known) < len(self.substituters):
-            raise ValueError("substituters: a URL stands there twice")
+        if len(set(map(shown_url, known))) < len(self.substituters):
+            raise ValueError(
+                "substituters: a URL stands there twice; user, password and most parameters do not count"
+            )
         for key, urls, more in (
             ("client_substituters", cache.client_substituters, {OWN_CACHE}),
             ("upstreams", cache.upstreams, set()),
         ):
             for url in set(urls) - known - more:
-                raise ValueError(f"binary_cache.{key}: {url!r} is not the url of one of [[substituters]]")
+                raise ValueError(
+                    f"binary_cache.{key}: {masked(url)!r} is not the url of one of [[substituters]]"
+                )
         if OWN_CACHE in cache.client_substituters and not cache.enabled:
             raise ValueError("binary_cache.client_substituters: 'own' is not served, as enabled = false")
         if cache.annotations in {"both", "closure"} and OWN_CACHE not in self.client_substituters:
@@ -133,6 +140,12 @@ class Settings(Section):
                 if key in taken:
                     raise ValueError(f"sources.{name}: {key!r} already means {taken[key]}")
                 taken[key] = f"sources.{name}"
+        for name, source in self.all_sources.items():
+            if useless := useless_options(source):
+                kind = source.spec.partition(":")[0]
+                raise ValueError(
+                    f"sources.{name}: {', '.join(useless)}: a source that is {kind}:… has no use for it"
+                )
 
     @property
     def all_sources(self) -> dict[str, SourceSettings]:

@@ -47,7 +47,8 @@ class NixSettings(Section):
 
 
 class SourceSettings(Section):
-    """A package set: the default one, called `default`, or another beside it. The page on sources says more."""
+    """A package set: the default one, called `default`, or another beside it. The page on sources says more. An option
+    that the kind of source has no use for is refused."""
 
     spec: SourceSpec | Literal[""] = ""
     """Where it is, as in `source`, which says it for the default one."""
@@ -69,6 +70,9 @@ class SourceSettings(Section):
     """Seconds beyond `pin_ttl` for which the old revision is served while the new one is looked for."""
     channels: tuple[str, ...] = ()
     """Other channels that may be asked for as tags."""
+    commits: Literal["reachable", "any"] = "reachable"
+    """Of git sources: which commits may be asked for, those that a branch or tag leads to, or `any` that the remote
+    hands out."""
     submodules: bool = False
     """Of git sources: with their submodules."""
     lfs: bool = False

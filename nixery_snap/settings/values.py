@@ -18,6 +18,15 @@ from nixery_snap.oci.reference import check_name
 CACHE_SCHEMES: Final = ("https", "http", "file", "s3", "gs")
 SOURCE_KINDS: Final = ("path", "channel", "tarball", "flake")
 
+# ssh takes no password in a URL, and the user is no secret there.
+_LOGIN: Final = re.compile(r"(?<!ssh)(?<!ssh-ng)://[^/?#\s'\"]*@")
+_SECRET: Final = re.compile(r"(?i)([?&][^=&\s]*(?:token|secret|passw|sig|credential)[^=&\s]*=)[^&#\s]+")
+
+
+def masked(text: str) -> str:
+    """Without users and passwords of URLs in it, nor secrets behind their question marks."""
+    return _SECRET.sub(r"\1***", _LOGIN.sub("://***@", text))
+
 
 def _attribute_path(text: str) -> str:
     """An attribute path."""
@@ -48,7 +57,7 @@ def _popularity(text: str) -> str:
     scheme, separator, _ = text.partition("://")
     if separator:
         if scheme not in {"http", "https"}:
-            raise ValueError(f"{text!r} is neither a file nor an http or https URL")
+            raise ValueError(f"{masked(text)!r} is neither a file nor an http or https URL")
         return text
     return str(Path(text).absolute()) if text else ""
 
@@ -85,7 +94,7 @@ def _cache_url(text: str) -> str:
     """`https://…`, `http://…`, `file:///DIRECTORY`, `s3://BUCKET` or `gs://BUCKET`."""
     parts = urlsplit(text)
     if parts.scheme not in CACHE_SCHEMES or not (parts.path if parts.scheme == "file" else parts.netloc):
-        raise ValueError(f"{text!r} is not a URL of a binary cache: {', '.join(CACHE_SCHEMES)}")
+        raise ValueError(f"{masked(text)!r} is not a URL of a binary cache: {', '.join(CACHE_SCHEMES)}")
     return text.rstrip("/")
 
 

@@ -4,6 +4,8 @@ A tag is looked for in this order: `latest` is HEAD, or what the URL's `ref` or 
 commit; then a tag of that name, a branch of that name, and both again with `/` for each `--`; last, seven or more
 hexadecimal digits are the one commit here that begins so. So a name that really has `--` in it wins, and a tag
 wins over a branch, as in gitrevisions(7).
+
+A commit is served only when a branch or tag leads to it, unless any is to be: forges hand out those of forks, too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
+
+from cachetools import LRUCache
 
 from nixery_snap.errors import StorageError, TagNotFound
 from nixery_snap.ports import PackageSet, Pin
@@ -24,6 +28,7 @@ from nixery_snap.sources.unpack import UnpackLimits
 
 HEAD_TAG: Final = "latest"
 TAG: Final = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+_REMEMBERED_COMMITS: Final = 4096
 _ABBREVIATION: Final = re.compile(r"[0-9a-f]{7,63}")
 
 
@@ -39,12 +44,17 @@ class GitSource:
         *,
         submodules: bool = False,
         lfs: bool = False,
+        any_commit: bool = False,
     ) -> None:
         """`directory` is ours, for the mirror and the checkouts."""
         self.name = str(url)
         self._url = url
         self._submodules = submodules
         self._mirror = GitMirror(url, access, directory / "git", limits, lfs=lfs)
+        self._history = (
+            None if any_commit else GitMirror(url, access, directory / "history", limits, lfs=False)
+        )
+        self._reachable: LRUCache[str, bool] = LRUCache(_REMEMBERED_COMMITS)
         self._checkouts = Checkouts(directory / "checkouts")
         self._lock = asyncio.Lock()
 
@@ -54,16 +64,24 @@ class GitSource:
         wanted = self._url.default if tag == HEAD_TAG else tag
         if wanted is not None and not is_ref_name(wanted):
             raise TagNotFound(self.name, tag, "no branch or tag can have such a name")
-        commit = await self._mirror.fetch(_refs(wanted))
-        if commit is None and _ABBREVIATION.fullmatch(tag):
-            commit = await self._mirror.expand(tag)
+        if COMMIT.fullmatch(tag):
+            commit = tag if await self._leads_to(tag) else None
+        else:
+            commit = await self._mirror.fetch(_refs(wanted))
+            if commit is None and _ABBREVIATION.fullmatch(tag):
+                commit = await self._mirror.expand(tag)
+                commit = commit if commit is not None and await self._leads_to(commit) else None
         if commit is None:
             raise self._not_found(tag)
+        self._reachable[commit] = True
         return self._pin(commit)
 
     def current(self, tag: str) -> Pin | None:
         commit = self._url.default if tag == HEAD_TAG else tag
-        return self._pin(commit) if commit is not None and COMMIT.fullmatch(commit) else None
+        if commit is None or not COMMIT.fullmatch(commit):
+            return None
+        trusted = self._history is None or tag == HEAD_TAG or commit in self._reachable
+        return self._pin(commit) if trusted else None
 
     async def checkout(self, pin: Pin) -> PackageSet:
         commit = pin.revision
@@ -81,6 +99,14 @@ class GitSource:
 
     def close(self) -> None:
         self._mirror.close()
+        if self._history is not None:
+            self._history.close()
+
+    async def _leads_to(self, commit: str) -> bool:
+        """Whether a branch or tag does, as far as that matters."""
+        return (
+            self._history is None or await self._mirror.is_tip(commit) or await self._history.leads_to(commit)
+        )
 
     async def _find(self, commit: str) -> Path | None:
         try:
@@ -109,7 +135,10 @@ class GitSource:
         if tag == HEAD_TAG:
             return TagNotFound(self.name, tag, "the repository has no such branch, or no commit yet")
         return TagNotFound(
-            self.name, tag, "use latest, a branch or tag (with -- for each /), or all digits of a commit"
+            self.name,
+            tag,
+            "use latest, a branch or tag (with -- for each /), or all digits of a commit"
+            f"{'' if self._history is None else ' that one of them leads to'}",
         )
 
 

@@ -163,7 +163,10 @@ class GitCommand:
     def _settings(self, remote: str | None) -> dict[str, str]:
         """By environment variables, which no other user of the machine can read."""
         settings = []
-        if remote is not None:
+        found = {}
+        if remote is None:
+            found["GIT_ALLOW_PROTOCOL"] = ""  # git would look for commits that it lacks at the remote
+        else:
             settings.append(("remote.origin.url", remote))  # where git-lfs looks
             # For the host of the source alone: submodules may lead anywhere. So may redirects, and git would take
             # the header along.
@@ -171,7 +174,7 @@ class GitCommand:
             if is_own and (header := self._authorization()):
                 settings.append((f"http.{self._url.origin}/.extraHeader", f"Authorization: {header}"))
                 settings.append(("http.followRedirects", "false"))
-        found = {"GIT_CONFIG_COUNT": str(len(settings))}
+        found["GIT_CONFIG_COUNT"] = str(len(settings))
         for number, (key, value) in enumerate(settings):
             found |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
         return found

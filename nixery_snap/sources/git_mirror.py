@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,7 @@ from nixery_snap.sources.unpack import UnpackLimits, unpack
 log = structlog.get_logger()
 T = TypeVar("T")
 _LOCK_POLL_SECONDS: Final = 0.05
+_REST_SECONDS: Final = 10.0  # strangers may ask for commits that are none as often as they like
 _MAX_SUBMODULES: Final = 1000
 _MAX_REFS: Final = 2_000_000
 _READ_BYTES: Final = 64 * 1024
@@ -66,6 +68,7 @@ class GitMirror:
         self._lock = asyncio.Lock()
         self._ready = False
         self._tidying: asyncio.Task[None] | None = None
+        self._rests_until = 0.0
         self._git = GitCommand(url, access, directory, lfs=lfs)
 
     def close(self) -> None:
@@ -86,6 +89,24 @@ class GitMirror:
     async def expand(self, abbreviation: str) -> str | None:
         """The one commit here that begins so."""
         return await self._sound(lambda: self._parsed(abbreviation))
+
+    async def is_tip(self, commit: str) -> bool:
+        """Whether a branch or tag was at that commit when it was fetched last."""
+        try:
+            found = await self._sound(
+                lambda: self._git.run("for-each-ref", "--count=1", "--points-at", commit, "refs/fetched")
+            )
+        except SourceError:  # there is no such commit here
+            return False
+        return bool(found)
+
+    async def leads_to(self, commit: str) -> bool:
+        """Whether a branch or tag of the remote leads to the commit, or ever did when another was asked for.
+
+        For a mirror that serves for nothing else: it fetches all commits, without their files where the remote can
+        leave them out. Raises SourceError, StorageError.
+        """
+        return await self._sound(lambda: self._leads_to(commit))
 
     async def refs(self) -> list[str]:
         """The names of all branches and tags of the remote, in full. Raises SourceError, StorageError."""
@@ -161,6 +182,22 @@ class GitMirror:
                 return True
             return await self._fetch(url, commit) and await self._parsed(commit) == commit
 
+    async def _leads_to(self, commit: str) -> bool:
+        if await self._parsed(commit) == commit:
+            return True
+        async with self._locked():
+            if await self._parsed(commit) == commit:
+                return True
+            if time.monotonic() < self._rests_until:
+                return False
+            options = "--prune --no-tags --no-write-fetch-head --no-auto-maintenance --filter=tree:0"
+            refs = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
+            url = self._url.text
+            await self._git.run("fetch", "--quiet", *options.split(), "--", url, *refs, remote=url)
+            self._rests_until = time.monotonic() + _REST_SECONDS
+            self._tidy_up("--no-prune")
+            return await self._parsed(commit) == commit
+
     async def _fetch(self, url: str, refspec: str) -> bool:
         """Whether the remote has it; the lock is held."""
         options = "--no-tags --no-write-fetch-head --no-auto-maintenance --no-recurse-submodules --depth=1"
@@ -170,14 +207,17 @@ class GitMirror:
             if _NO_REF.search(error.message):
                 return False
             raise
-        if self._tidying is None or self._tidying.done():
-            self._tidying = asyncio.create_task(self._tidy())
+        self._tidy_up()
         return True
 
-    async def _tidy(self) -> None:
+    def _tidy_up(self, *options: str) -> None:
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(self._tidy(*options))
+
+    async def _tidy(self, *options: str) -> None:
         """Pack what has come, as git sees fit, and forget what no ref keeps."""
         try:
-            await self._git.run("gc", "--auto", "--quiet")
+            await self._git.run("gc", "--auto", "--quiet", *options)
         except (GitFailed, SourceError) as error:
             log.warning("git-mirror-untidy", source=str(self._url), reason=str(error))
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nixery_snap.errors import SettingsError
 from nixery_snap.ports import PackageSource, PinStore
@@ -40,6 +40,8 @@ class SourceOptions:
     nixpkgs_config: Mapping[str, Any] = field(default_factory=dict)
     allows_builds: bool = False
     restricted: bool = False
+    commits: Literal["reachable", "any"] = "reachable"
+    """Of git: those that a branch or tag leads to, or whatever the remote hands out."""
     submodules: bool = False
     lfs: bool = False
     token_file: Path | None = None
@@ -127,8 +129,15 @@ def _git(url: GitUrl, options: SourceOptions) -> PackageSource:
         options.fetch_timeout_seconds,
     )
     flags = f"{options.submodules} {options.lfs}"
-    directory = _directory(options, f"git+{url.text} {flags}")
-    return GitSource(url, access, directory, _limits(options), submodules=options.submodules, lfs=options.lfs)
+    return GitSource(
+        url,
+        access,
+        _directory(options, f"git+{url.text} {flags}"),
+        _limits(options),
+        submodules=options.submodules,
+        lfs=options.lfs,
+        any_commit=options.commits == "any",
+    )
 
 
 def _channel(name: str, options: SourceOptions) -> PackageSource:

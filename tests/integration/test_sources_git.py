@@ -155,10 +155,48 @@ async def test_sha256_repositories(tmp_path: Path, opened: Open) -> None:
 
 
 async def test_a_commit_that_no_ref_has(repository: Repository, server: Server, opened: Open) -> None:
+    """A forge has those of forks under the same URL, so they are strangers' unless the settings say otherwise."""
     lost = repository.commit({"default.nix": "lost"})
     repository.commit({"default.nix": "found"}, amend=True)
     for spec in (repository.url, server.url(repository)):
-        assert await text(opened(spec), lost) == "lost"
+        assert await text(opened(spec, commits="any"), lost) == "lost"
+        cautious = opened(spec)
+        assert await text(cautious, "latest") == "found"
+        for name in (lost, lost[:8]):  # the mirror has it by now
+            with pytest.raises(TagNotFound, match="leads to"):
+                await cautious.pin(name)
+
+
+@pytest.mark.parametrize("filters", ["true", "false"])
+async def test_commits_that_a_ref_leads_to(
+    repository: Repository, server: Server, opened: Open, counted: Counted, tmp_path: Path, filters: str
+) -> None:
+    repository.git("config", "uploadpack.allowFilter", filters)
+    below_main = repository.head
+    tagged = repository.commit_on("aside", {"default.nix": "tagged"})
+    repository.git("tag", "-a", "-m", "annotated", "v1", tagged)
+    repository.git("branch", "--delete", "--force", "aside")
+    repository.commit({"default.nix": "head"})
+    source = opened(server.url(repository))
+    assert await text(source, below_main) == "{ }: { }"
+    assert await text(source, tagged) == "tagged"
+    assert len(counted.fetches()) == 3, "one for the history, and one for each"
+    [history] = found(tmp_path, "history/mirror.git")
+    objects = run(
+        "git", "-C", history, "cat-file", "--batch-all-objects", "--batch-check=%(objecttype)"
+    ).stdout.split()
+    assert ("blob" in objects) == (filters == "false"), "no files where the server can leave them out"
+    # What is served once is served for ever.
+    repository.commit({"default.nix": "all is new"}, amend=True)
+    repository.git("tag", "--delete", "v1")
+    repository.git("checkout", "--quiet", "--orphan", "new")
+    repository.commit({"default.nix": "no parent"})
+    repository.git("branch", "--delete", "--force", "main")
+    restarted = opened(server.url(repository))
+    with pytest.raises(TagNotFound):
+        await restarted.pin("0" * 40)
+    assert await text(restarted, tagged) == "tagged"
+    assert await text(restarted, below_main) == "{ }: { }"
 
 
 async def test_force_pushed_and_deleted(repository: Repository, server: Server, opened: Open) -> None:

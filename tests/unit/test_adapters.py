@@ -14,6 +14,7 @@ from nixery_snap.object_store.pins import StoredPins
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.settings import NixSettings, Settings, SourceSettings, SubstituterSettings
+from nixery_snap.sources.credentials import basic
 
 KEY = SecretKey.generate("key-1")
 COUNTS = {"hello": 3}
@@ -21,7 +22,10 @@ COUNTS = {"hello": 3}
 
 class _Popularity(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/popularity.json" else 404)
+        asked = (self.path, self.headers.get("Authorization"))
+        self.send_response(
+            200 if asked in {("/popularity.json", None), ("/locked", basic("me", "p@55"))} else 404
+        )
         self.end_headers()
         self.wfile.write(json.dumps(COUNTS).encode())
 
@@ -45,6 +49,11 @@ def test_popularity(tmp_path: Path, server: str) -> None:
     assert read_popularity("") is UNKNOWN_POPULARITY
     assert read_popularity(str(file)).counts == COUNTS
     assert read_popularity(f"{server}/popularity.json") == read_popularity(str(file))
+    with_login = server.replace("://", "://me:p%4055@")
+    assert read_popularity(f"{with_login}/locked").counts == COUNTS
+    with pytest.raises(SettingsError, match=r"\*\*\*@127") as raised:
+        read_popularity(f"{with_login}/other")
+    assert "55" not in str(raised.value).replace(server.rpartition(":")[2], "")
 
 
 @pytest.mark.parametrize("where", ["/none", "{file}", "{server}/other", "http://127.0.0.1:9/x"])

@@ -38,8 +38,15 @@ def nix_conf(text: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("source", "shown"),
     [
-        ("git+https://me:s3cret@git.example/packages?ref=main", "git+https://git.example/packages"),
-        ("tarball:https://host.example/x.tar?signature=s3cret", "tarball:https://host.example/x.tar"),
+        (
+            "git+https://me:s3cret@git.example/packages?ref=main",
+            "git+https://***@git.example/packages?ref=main",
+        ),
+        (
+            "tarball:https://host.example/x.tar?signature=s3cret",
+            "tarball:https://host.example/x.tar?signature=***",
+        ),
+        ("git+ssh://git@git.example/packages", "git+ssh://git@git.example/packages"),
         ("path:/a@b/c", "path:/a@b/c"),
     ],
 )

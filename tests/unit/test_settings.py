@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,7 @@ import pytest
 
 from nixery_snap.errors import SettingsError
 from nixery_snap.imaging.request import ImageFormat
-from nixery_snap.settings import Settings, load_settings
+from nixery_snap.settings import Settings, load_settings, shown_settings
 
 
 @pytest.fixture
@@ -133,6 +134,93 @@ def test_what_is_no_source_may_hold_a_password(file: Path, key: str) -> None:
     with pytest.raises(SettingsError, match=r"git\+URL") as raised:
         load(file, f"{key} = 'https://somebody:s3cret@git.example/packages'")
     assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [
+        (
+            "source = 'path:/x'\n[sources.default]\nsubmodules = true\npin_ttl = 5",
+            "pin_ttl, submodules: .*path:",
+        ),
+        (
+            "[sources.a]\nspec = 'git+ssh://h/x'\nprefix = 'a'\ntoken_file = '/t'",
+            r"sources.a: token_file: .*git\+ssh:",
+        ),
+        ("[sources.a]\nspec = 'git+https://h/x'\nprefix = 'a'\nssh_key_file = '/t'", "ssh_key_file: "),
+        ("[sources.a]\nspec = 'channel:x'\nprefix = 'a'\ncommits = 'any'", "commits: .*channel:"),
+        ("[sources.a]\nspec = 'tarball:https://h/x'\nprefix = 'a'\nchannels = []", "channels: .*tarball:"),
+        ("[sources.a]\nspec = 'flake:github:a/b'\nprefix = 'a'\noverlays = []", "overlays: .*flake:"),
+        ("[sources.a]\nspec = 'flake:path:/x'\nprefix = 'a'\ngithub_url = 'https://h'", "github_url: "),
+    ],
+)
+def test_options_that_would_do_nothing(file: Path, toml: str, told: str) -> None:
+    with pytest.raises(SettingsError, match=told):
+        load(file, toml)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "spec = 'git+https://h/x'\ncommits = 'any'\nlfs = true\ntoken_file = '/t'\noverlays = []\npin_stale = 0",
+        "spec = 'git+file:///x'\nsubmodules = true\nfetch_timeout = 5",
+        "spec = 'git+ssh://h/x'\nssh_key_file = '/k'",
+        "spec = 'channel:x'\nchannels_url = 'https://h'\nnetrc_file = '/n'",
+        "spec = 'flake:github:a/b'\ngithub_url = 'https://h'\nsubmodules = true",
+        "spec = 'path:/x'\nrestricted = true\nallow_import_from_derivation = true\nnixpkgs_config = { a = true }",
+    ],
+)
+def test_options_that_do_something(file: Path, table: str) -> None:
+    load(file, f"[sources.a]\nprefix = 'a'\n{table}")
+
+
+def test_shown_without_secrets(file: Path) -> None:
+    toml = """
+        source = "git+https://me:pa55@host/x?ref=main&private_token=pa55"
+        popularity = "http://pa55@host/x"
+        substituters = [{ url = "https://me:p@55/pa55@host" }, { url = "s3://bucket?region=here" }]
+        [sources.a]
+        spec = "git+ssh://git@host/x"
+        prefix = "a"
+        [nix]
+        builders = "ssh://nix@host x /key"
+        options = { access-tokens = "github.com=pa55", cores = "2" }
+    """
+    loaded = load(file, toml.replace("p@55/", "p@55%2F"))
+    shown = shown_settings(loaded)
+    assert "pa55" not in shown
+    assert "p@55" not in shown
+    for plain in (
+        "git+https://***@host/x?ref=main&private_token=***",
+        "git+ssh://git@host/x",
+        "s3://bucket?region=here",
+    ):
+        assert plain in shown
+    assert "ssh://nix@host x /key" in shown
+    assert json.loads(shown)["nix"]["options"]["cores"] == "2"
+    assert json.loads(shown_settings(Settings())) == json.loads(Settings().model_dump_json())
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        "popularity = 'ftp://me:pa55@host/x'",
+        "substituters = [{ url = 'ftp://me:pa55@host/x' }]",
+        "[binary_cache]\nupstreams = ['https://me:pa55@host/x']",
+        "substituters = [{ url = 'https://me:pa55@host' }, { url = 'https://host' }]",
+    ],
+)
+def test_refused_without_telling_secrets(file: Path, toml: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(file, toml)
+    assert "pa55" not in str(raised.value)
+
+
+@pytest.mark.parametrize("other", ["https://me:pw@host/x", "https://host/x?y=z", "https://host/x/"])
+def test_a_cache_stands_there_once(file: Path, other: str) -> None:
+    with pytest.raises(SettingsError, match="twice"):
+        load(file, f"substituters = [{{ url = 'https://host/x' }}, {{ url = '{other}' }}]")
+    load(file, "substituters = [{ url = 's3://b?region=here' }, { url = 's3://b?region=there' }]")
 
 
 def test_refused_from_the_environment() -> None:
