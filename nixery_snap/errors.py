@@ -363,6 +363,14 @@ class TooManyRequests(NixerySnapError):
         super().__init__(f"{reason}; pull again in {retry_after_seconds} s")
 
 
+class ShuttingDown(NixerySnapError):
+    """This server ends, and has given up what it was at."""
+
+    def __init__(self, retry_after_seconds: int) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(f"this server is being shut down: pull again in {retry_after_seconds} s")
+
+
 # --- a node's containerd ----------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ from nixery_snap.web.request_log import REQUEST_ID
 log = structlog.get_logger()
 
 _BACKLOG = 1024
+_LAST_WORDS_SECONDS = 5
 # Elsewhere SIGHUP tells that the terminal is gone.
 _RELOADS = "NOTIFY_SOCKET" in os.environ
 
@@ -116,7 +117,10 @@ async def _serve(
             front_page=partial(reports.front_page, settings, service.public_key),
         )
         app[PACKAGE_SEARCH] = service.packages
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=limits.shutdown_timeout)
+        # Whoever waits for work that is given up then is still told so.
+        runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=limits.shutdown_timeout + _LAST_WORDS_SECONDS
+        )
         await runner.setup()
         # Remembered answers are in no log, so they are given up where every request is to be in it.
         hot = HotAnswers(

@@ -33,6 +33,8 @@ NARINFO_HEADERS: Final = {"Content-Type": "text/x-nix-narinfo", "Cache-Control":
 _HASH_PART: Final = re.compile(rf"[{ALPHABET}]{{32}}")
 # The endings are those that Nix makes.
 _NAR_FILE: Final = re.compile(r"[0-9a-z]{32,128}\.nar(\.(zst|xz|bz2|br|gz|lz4|lzip))?")
+# Of a NAR that is still to be read through: hash part and nar_hash, as nobody knows its file hash yet.
+_NOT_KEPT: Final = re.compile(rb"^URL: nar/[0-9a-z]{84}\.", re.MULTILINE)
 _FILE_HASH_LENGTHS: Final = (52, 64)  # SHA-256 in base 32 and base 16: the name says what every byte is
 
 
@@ -71,7 +73,10 @@ class _Endpoints:
         content = await self._cache.narinfo(hash_part)
         if content is None:
             return missing(f"no narinfo of {hash_part} here")
-        return await _content(request, content, NARINFO_HEADERS)
+        # What is read through and not kept yet can be another tomorrow.
+        passing = _NOT_KEPT.search(content) is not None
+        headers = NARINFO_HEADERS | ({"Cache-Control": "no-cache"} if passing else {})
+        return await _content(request, content, headers, hot=not passing)
 
     async def get_listing(self, request: web.Request) -> web.StreamResponse:
         hash_part = request.match_info["hash_part"]
@@ -122,6 +127,8 @@ class _Endpoints:
         return answer(request, location, headers, etag=await etag_of(location), refuse=refusal, hot=False)
 
 
-async def _content(request: web.Request, content: bytes, headers: Mapping[str, str]) -> web.StreamResponse:
+async def _content(
+    request: web.Request, content: bytes, headers: Mapping[str, str], *, hot: bool = True
+) -> web.StreamResponse:
     location = StoredBytes(content)
-    return answer(request, location, headers, etag=await etag_of(location), refuse=refusal)
+    return answer(request, location, headers, etag=await etag_of(location), refuse=refusal, hot=hot)

@@ -17,6 +17,8 @@ from nixery_snap.web.request_log import EXPECTED, REQUEST_ID_KEY, server_failed
 
 log = structlog.get_logger()
 
+_RETRY_AFTER_SECONDS: Final = 10
+
 # The most specific class counts; a test sees to it that every error is covered.
 STATUSES: Final[dict[type[errors.NixerySnapError], int]] = {
     errors.InvalidInput: 404,
@@ -26,6 +28,7 @@ STATUSES: Final[dict[type[errors.NixerySnapError], int]] = {
     errors.SubstituterError: 404,  # what an upstream has wrong, we have not
     errors.SubstituterUnreachable: 503,
     errors.TooManyRequests: 503,
+    errors.ShuttingDown: 503,
     errors.ContainerdError: 500,
     errors.StorageError: 500,
     errors.SourceError: 503,
@@ -61,6 +64,10 @@ async def plain_errors(request: web.Request, handler: Handler) -> web.StreamResp
         status = status_of(error)
         if status < 500:
             return missing(str(error))
+        if isinstance(error, errors.SubstituterUnreachable):
+            # Not a 404, which Nix would remember for an hour.
+            text = "no cache that this one reads through answers; ask again later"
+            return refusal(status, text, {"Retry-After": str(_RETRY_AFTER_SECONDS)})
         log.error("request-failed", path=request.raw_path[:300], error=str(error), exc_info=True)
         return refusal(status, server_failed(request_id))
     except (web.HTTPMethodNotAllowed, web.HTTPNotFound):

@@ -32,6 +32,7 @@ _HARMLESS_FEATURES: Final = frozenset(
     }
 )
 
+_HASH_SECONDS: Final = 120.0
 _kept = ExitStack()
 atexit.register(_kept.close)
 _EXPRESSIONS: Final = _kept.enter_context(as_file(files("nixery_snap.evaluation"))).resolve()
@@ -108,7 +109,12 @@ async def _locked(package_set: PackageSet, nix: NixRunner) -> str:
     """A reference to the flake with its NAR hash: a pure evaluation takes no other."""
     log = LogReader()
     directory = str(package_set.directory)
-    finished = await nix.run("nix", "hash", "path", "--sri", directory, on_stderr=log.feed)
+    try:
+        finished = await nix.run(
+            *("nix", "hash", "path", "--sri", directory), timeout_seconds=_HASH_SECONDS, on_stderr=log.feed
+        )
+    except TimeoutError:
+        raise EvaluationFailed(f"hashing its files took longer than {_HASH_SECONDS:g} s") from None
     if finished.returncode != 0:
         reason = "; ".join(log.errors or log.plain).replace(directory, "<source>")
         raise EvaluationFailed(reason or "Nix cannot read its files")

@@ -22,6 +22,7 @@ STATUSES: Final[dict[type[errors.NixerySnapError], grpc.StatusCode]] = {
     errors.RealisationTimedOut: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.PathsNotSubstituted: grpc.StatusCode.NOT_FOUND,
     errors.StillWorking: grpc.StatusCode.UNAVAILABLE,
+    errors.ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     errors.TooManyRequests: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.SubstituterError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SubstituterUnreachable: grpc.StatusCode.UNAVAILABLE,

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from cachetools import TTLCache
 
-from nixery_snap.errors import NixerySnapError, StillWorking, TooManyRequests
+from nixery_snap.errors import NixerySnapError, ShuttingDown, StillWorking, TooManyRequests
 
 T = TypeVar("T")
 _RETRY_AFTER_SECONDS = 10
@@ -38,7 +38,7 @@ class Coalescer(Generic[T]):
     async def run(self, key: str, work: Callable[[], Awaitable[T]], wait_seconds: float | None = None) -> T:
         """The result of `work` for `key`, begun now or already under way.
 
-        Raises StillWorking after `wait_seconds`; the work goes on.
+        Raises StillWorking after `wait_seconds`; the work goes on. Raises ShuttingDown when it has been given up.
         """
         if failure := self._failures.get(key):
             raise failure.with_traceback(None)
@@ -56,6 +56,8 @@ class Coalescer(Generic[T]):
                 del self._waiters[key]
         if not done:
             raise StillWorking(wait_seconds or 0, _RETRY_AFTER_SECONDS)
+        if task.cancelled():
+            raise ShuttingDown(_RETRY_AFTER_SECONDS)
         return task.result()
 
     async def drain(self, timeout_seconds: float) -> int:

@@ -148,9 +148,9 @@ class Pipeline:
     def source(self, request: ImageRequest) -> PackageSource:
         return self._steps.sources[request.source]
 
-    async def ready(self) -> None:
-        """Raises SourceError when not even the default source can be read."""
-        await self._steps.sources[DEFAULT_SOURCE].pin(DEFAULT_TAG)
+    async def ready(self, wait_seconds: float) -> None:
+        """Raises SourceError when not even the default source can be read, StillWorking while it is."""
+        await self.pin(DEFAULT_SOURCE, DEFAULT_TAG, wait_seconds, "")
 
     async def images(
         self, requests: Sequence[ImageRequest], wait_seconds: float | None = None, client: str = ""
@@ -260,8 +260,11 @@ class Pipeline:
             self._states.pop(key, None)
 
     async def drain(self, timeout_seconds: float) -> int:
-        """Let running work finish; returns how many images were given up."""
-        return await self._images.drain(timeout_seconds)
+        """Let running work finish; returns how many images were given up. Whoever waits for them gets ShuttingDown."""
+        images, _ = await asyncio.gather(
+            self._images.drain(timeout_seconds), self._pins.drain(timeout_seconds)
+        )
+        return images
 
     def _key(self, request: ImageRequest, pin: Pin) -> str:
         shape: Any = list(self._delivery)

@@ -18,7 +18,7 @@ from nixery_snap.nix.file_tree import (
     target_defect,
 )  # fmt: skip
 
-MAX_SIZE: Final = 32 << 20  # bytes; 200,000 files take about half of that
+MAX_SIZE: Final = 16 << 20  # bytes, some 200,000 files; parsed it takes up to 25 times as much memory
 _VERSION: Final = 1
 # Its JSON was sorted from Nix 2.4 on, and is put together in another order by ours.
 _DIRECTORY: Final = (

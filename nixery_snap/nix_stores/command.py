@@ -6,10 +6,13 @@ import asyncio
 import os
 import re
 import resource
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Self
@@ -113,8 +116,13 @@ class NixCommand:
         options: Mapping[str, str] = MappingProxyType({}),
     ) -> asyncio.subprocess.Process:
         command = (program, "--store", self.store.uri, "--log-format", "internal-json", *arguments)
+        if shutil.which(program, path=self._environment.get("PATH")) is None:
+            raise NixMissing(program)
+        # Evaluators pay no heed to SIGTERM; others may have builders to end.
+        tied = _tied_to_us("TERM" if memory_bytes is None else "KILL")
         try:
             process = await asyncio.create_subprocess_exec(
+                *tied,
                 *command,
                 stdin=stdin,
                 stdout=asyncio.subprocess.PIPE,
@@ -210,6 +218,20 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+@cache
+def _tied_to_us(number: str) -> tuple[str, ...]:
+    """Stands before a command that is to get this signal when we die, however we do; empty without util-linux.
+
+    What is between fork and exec has no say in it: such code is not safe in a process with threads.
+    """
+    words = ("setpriv", "--pdeathsig", number, "--")
+    try:
+        subprocess.run([*words, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):  # another setpriv does not know that
+        return ()
+    return words
 
 
 def _environment(store: NixStore, home: Path, options: Mapping[str, str]) -> dict[str, str]:

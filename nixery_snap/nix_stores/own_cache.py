@@ -6,13 +6,20 @@ import asyncio
 import hashlib
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
 import structlog
 
-from nixery_snap.errors import CorruptPath, InvalidFormat, StorageError, SubstituterError
+from nixery_snap.errors import (
+    CorruptPath,
+    InvalidFormat,
+    StorageError,
+    SubstituterError,
+    SubstituterUnreachable,
+)
 from nixery_snap.nix import base32, listing, nar
 from nixery_snap.nix.file_tree import FileEntry, Node, tree_of
 from nixery_snap.nix.narinfo import NarInfo
@@ -20,6 +27,7 @@ from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix.signing import SecretKey
 from nixery_snap.nix.store_path import STORE_DIR
 from nixery_snap.nix_stores.build_logs import BuildLogs
+from nixery_snap.nix_stores.listings import parse_listing
 from nixery_snap.nix_stores.substituter import Substituter
 from nixery_snap.nix_stores.verified_nar import verified_entries
 from nixery_snap.ports import CacheFiles, CacheFileWriter, Location, StoreContents
@@ -82,7 +90,8 @@ class OwnCache:
         if not self._upstreams or kind == "log":
             return None
         if not kind and suffix == "ls":
-            return await self._from_upstreams(hash_part, self._listing)
+            with suppress(SubstituterUnreachable):  # clients can do without
+                return await self._from_upstreams(hash_part, self._listing)
         if len(hash_part) != _HASH_PART_LENGTH + _FILE_HASH_LENGTH:
             return None
         return await self._fetched(hash_part[:_HASH_PART_LENGTH], name)
@@ -90,7 +99,11 @@ class OwnCache:
     async def _from_upstreams(
         self, hash_part: str, read: Callable[[Substituter, NarInfo], Awaitable[T | None]]
     ) -> T | None:
-        """What `read` makes of the first upstream that has the path; one that fails is passed over."""
+        """What `read` makes of the first upstream that has the path; one that fails is passed over.
+
+        Raises SubstituterUnreachable when all of them are: nobody knows whether there is such a path.
+        """
+        unreachable = []
         for substituter in self._upstreams:
             try:
                 narinfo = await substituter.narinfo_by_hash(hash_part)
@@ -98,6 +111,10 @@ class OwnCache:
                     return found
             except SubstituterError as error:
                 log.warning("upstream-passed-over", cache=error.url, hash_part=hash_part, reason=error.reason)
+                if isinstance(error, SubstituterUnreachable):
+                    unreachable.append(error)
+        if unreachable and len(unreachable) == len(self._upstreams):
+            raise unreachable[0]
         return None
 
     async def _read_through(self, _: Substituter, narinfo: NarInfo) -> bytes:
@@ -133,7 +150,7 @@ class OwnCache:
         if (text := await substituter.listing_text(narinfo.info)) is None:
             return False
         try:
-            await asyncio.to_thread(listing.parse, text)
+            await asyncio.to_thread(parse_listing, text)
         except InvalidFormat as error:
             raise CorruptPath(substituter.url, str(path), f"its listing: {error.reason}") from error
         await self._files.put(f"{path.hash_part}.ls", text)

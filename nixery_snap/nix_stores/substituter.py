@@ -21,6 +21,7 @@ from nixery_snap.nix.signing import PublicKey, signers
 from nixery_snap.nix.store_path import STORE_DIR, StorePath
 from nixery_snap.nix_stores.cache_transport import CacheTransport, shown_url
 from nixery_snap.nix_stores.decompression import sniffed
+from nixery_snap.nix_stores.listings import parse_listing
 from nixery_snap.nix_stores.nar_transfer import NarTransfers
 from nixery_snap.nix_stores.narinfos import LARGE_BYTES, NarInfos, Said
 from nixery_snap.nix_stores.pipe import Pipe
@@ -187,7 +188,7 @@ class Substituter:
         try:
             if len(text) <= LARGE_BYTES:
                 return listing.parse(text)
-            return await asyncio.to_thread(listing.parse, text)
+            return await asyncio.to_thread(parse_listing, text)
         except InvalidFormat as error:
             raise CorruptPath(self.url, str(info.path), f"its listing: {error.reason}") from error
 

@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from nixery_snap.errors import NixerySnapError, StillWorking
+from nixery_snap.errors import NixerySnapError, ShuttingDown, StillWorking
 from nixery_snap.registry.blobs import get_blob
 from nixery_snap.registry.context import REGISTRY, Registry, asked_host
 from nixery_snap.registry.errors import error_response, oci_error
@@ -105,7 +105,7 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
         return await handler(request)
     except NixerySnapError as error:
         response = error_response(error, request_id)
-        if response.status >= 500 and not isinstance(error, StillWorking):
+        if response.status >= 500 and not isinstance(error, StillWorking | ShuttingDown):
             log.error("request-failed", path=request.raw_path[:300], error=str(error), exc_info=True)
         return response
     except (web.HTTPMethodNotAllowed, web.HTTPNotFound):

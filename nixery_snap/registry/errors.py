@@ -31,6 +31,7 @@ TABLE: Final[dict[type[errors.NixerySnapError], tuple[str, int]]] = {
     errors.RealisationTimedOut: ("MANIFEST_UNKNOWN", 404),
     errors.NixTooOld: ("MANIFEST_UNKNOWN", 404),
     errors.StillWorking: ("UNAVAILABLE", 503),
+    errors.ShuttingDown: ("UNAVAILABLE", 503),
     errors.TooManyRequests: ("TOOMANYREQUESTS", 429),
     errors.NixError: ("UNKNOWN", 500),
     errors.SubstituterError: ("MANIFEST_UNKNOWN", 404),
@@ -50,7 +51,7 @@ def error_response(error: errors.NixerySnapError, request_id: str) -> web.Respon
     """An OCI error body (distribution-spec, "Error Codes")."""
     code, status = code_and_status(error)
     headers = {}
-    if isinstance(error, errors.StillWorking | errors.TooManyRequests):
+    if isinstance(error, errors.StillWorking | errors.TooManyRequests | errors.ShuttingDown):
         headers["Retry-After"] = str(error.retry_after_seconds)
     elif status >= 500:
         return oci_error(code, status, server_failed(request_id))

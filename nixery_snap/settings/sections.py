@@ -137,8 +137,9 @@ class BinaryCacheSettings(Section):
     """How a snapshotter image names its paths: one by one (`legacy`), by one closure-info path (`closure`), or
     `both`; `auto` is `both` where clients use our cache."""
     upstreams: tuple[str, ...] = ()
-    """URLs of `substituters` that our cache reads through: it fetches, checks, keeps and serves what it lacks. There is
-    no limit of size yet, and whoever may use the cache can fill it."""
+    """URLs of `substituters` that our cache reads through: it fetches, checks, keeps and serves what it lacks. While
+    none of them answers, clients get a 503 and not a plain no. There is no limit of size yet, and whoever may use the
+    cache can fill it."""
     priority: int = Field(default=30, ge=0)
     """Told to clients in `nix-cache-info`; they ask lower ones first."""
 
@@ -177,7 +178,7 @@ class LimitSettings(Section):
     memory_cache: int = Field(default=64 * 1024 * 1024, ge=0)
     """Bytes of manifests and small blobs kept in memory; as many again of records, and of finished answers."""
     shutdown_timeout: float = Field(default=60, ge=0)
-    """Seconds that running work is given at shutdown."""
+    """Seconds that running work is given at shutdown; then whoever waits for it gets a 503 with `Retry-After`."""
 
 
 class MetricsSettings(Section):

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.nixtools import ChrootStore
-from tests.integration.processes import run
+from tests.integration.need import need
+from tests.integration.nixtools import ChrootStore, add_package
+from tests.integration.processes import run, wait_until
 from tests.integration.server import PROGRAM, Registry
 
 NAMES = ["shell/hello", "nix-snapshotter/shell/hello", "curl", "manyfiles", "nix-snapshotter/wide/curl"]
 ROUNDS = 6
+SLEEPER = "sleeper-of-the-dead"
+ENDLESS = "let count = number: if number < 0 then 0 else count (number + 1); in count 0"
 STEPS = 4  # an image logs about so many lines from pinned to assembled
 
 
@@ -60,6 +63,48 @@ def test_killed_at_random_moments(directory: Path, own_store: ChrootStore, own_s
     for name in NAMES:
         command = ["inspect", name, "--verify", *registry.options]
         run(*PROGRAM, *command, env=registry.program_env)
+
+
+def processes_of(registry: Registry) -> list[str]:
+    """Those that it has started, and theirs."""
+    home = f"HOME={registry.state}/cache/home".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environment = (process / "environ").read_bytes().split(b"\0")
+            if home in environment or f"name={SLEEPER}".encode() in environment:
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
+
+
+def test_nothing_works_on_for_a_server_that_is_dead(
+    directory: Path, own_store: ChrootStore, own_source: Path
+) -> None:
+    """Not an evaluation that never ends, nor a build that nobody will ever stop."""
+    need("setpriv")
+    add_package(own_source, "sleeper", f"name={SLEEPER}; export name; $bb sleep 1000")
+    file = own_source / "failing.nix"
+    file.write_text(file.read_text().replace("  throws =", f"  endless = {ENDLESS};\n  throws =", 1))
+    registry = Registry(directory / "state", own_store.root, own_source).start()
+    clients = [
+        threading.Thread(target=request_and_hang_up, args=(registry, name)) for name in ("sleeper", "endless")
+    ]
+    try:
+        registry.pull("hello")
+        for client in clients:
+            client.start()
+        wait_until(
+            lambda: all(
+                any(word in line for line in processes_of(registry)) for word in ("sleep 1000", "repl")
+            ),
+            seconds=60,
+            what="both are at work",
+        )
+    finally:
+        registry.kill()
+    wait_until(lambda: processes_of(registry) == [], seconds=5, what="all of them end")
+    for client in clients:
+        client.join()
 
 
 @pytest.mark.parametrize("part", ["manifest", "config"])

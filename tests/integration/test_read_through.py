@@ -9,7 +9,7 @@ import pytest
 from tests.integration.caches import CacheDirectory, Served, hash_part, nginx, replace
 from tests.integration.conftest import MakeNode
 from tests.integration.nixtools import ChrootStore
-from tests.integration.server import Registry, Start
+from tests.integration.server import Registry, Start, Substituter
 
 
 @pytest.fixture
@@ -77,6 +77,15 @@ def test_what_was_read_through_outlives_upstream(
     node = make_node()
     node.fetch(registry.cache_url, registry.public_key, git)
     assert node.all_paths() == prepared_store.closure([git])
+
+
+def test_no_upstream_answers(cold: Registry, hello: str, start: Start) -> None:
+    """A node would remember a plain no for an hour."""
+    cold.substituters = [Substituter("http://127.0.0.1:9")]
+    cold.config = "[binary_cache]\nupstreams = ['http://127.0.0.1:9']\n"
+    answer = start(cold).get(f"/nix-cache/{hash_part(hello)}.narinfo")
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
 
 
 def test_a_corrupt_nar_of_upstream_is_neither_kept_nor_served(

@@ -24,6 +24,23 @@ def test_running_builds_are_finished(directory: Path, own_store: ChrootStore) ->
     assert 1 < time.monotonic() - begun < 10  # it waited for the build, and not much longer
 
 
+def test_who_waits_for_what_is_given_up_is_told_so(directory: Path, own_store: ChrootStore) -> None:
+    registry = Registry(
+        directory / "state", own_store.root, config="[limits]\nshutdown_timeout = 0.2\n"
+    ).start()
+    answers: list[Response] = []
+    client = threading.Thread(target=lambda: answers.append(registry.manifest("slow")))
+    client.start()
+    registry.wait_for_event("evaluated")
+    assert registry.stop() == 0
+    client.join()
+    [answer] = answers
+    assert (answer.status, answer.error["code"]) == (503, "UNAVAILABLE")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert "shut down" in answer.error["message"]
+    assert registry.events("stopped")[0]["images_given_up"] == 1
+
+
 def test_nobody_new_is_let_in_meanwhile(directory: Path, own_store: ChrootStore) -> None:
     registry = Registry(directory / "state", own_store.root).start()
     client = threading.Thread(target=lambda: registry.manifest("slow"))

@@ -14,7 +14,7 @@ from nixery_snap.ports import Location, SignedUrl, StoredBytes, StoredFile
 from tests.unit.binary_cache.caches import FRONT_PAGE, PUBLIC_KEY, InMemory, serving_cache
 from tests.unit.web.servers import LOOPS, Client, Response, Server
 
-HASH, OTHER, BROKEN = "0" * 32, "1" * 32, "2" * 32
+HASH, OTHER, BROKEN, DOWN, PASSED_ON = "0" * 32, "1" * 32, "2" * 32, "9" * 32, "a" * 32
 NARINFO = f"StorePath: /nix/store/{HASH}-hello\nURL: nar/x\n".encode()
 LISTING = json.dumps({"version": 1, "root": {"type": "directory", "entries": {}}}).encode()
 SMALL, LARGE = b"0123456789" * 10, bytes(range(256)) * 4096
@@ -33,7 +33,7 @@ def cache(tmp_path: Path) -> InMemory:
         f"nar/{AWAY_NAR}": SignedUrl(AWAY, 12345),
         f"nar/{BROKEN}.nar": errors.StorageError(SECRET),
         f"{BROKEN}.ls": ZeroDivisionError(SECRET),
-        f"log/{BROKEN}-x.drv": errors.SubstituterUnreachable("https://cache.example", SECRET),
+        f"log/{BROKEN}-x.drv": errors.SourceError(SECRET),
     }
     for name, content in (
         (f"nar/{SMALL_NAR}", SMALL),
@@ -46,7 +46,8 @@ def cache(tmp_path: Path) -> InMemory:
         file.write_bytes(content)
         files[name] = StoredFile(file, len(content))
     corrupt = errors.CorruptPath("https://cache.example", "/nix/store/x", "two\nlines")
-    return InMemory({HASH: NARINFO, BROKEN: errors.StorageError(SECRET), OTHER: corrupt}, files)
+    down = errors.SubstituterUnreachable("https://cache.example", SECRET)
+    return InMemory({HASH: NARINFO, BROKEN: errors.StorageError(SECRET), OTHER: corrupt, DOWN: down}, files)
 
 
 @pytest.fixture
@@ -156,6 +157,15 @@ def test_what_does_not_change_is_hot(client: Client, cache: InMemory, path: str)
     assert hot(client, cache, f"/nix-cache/{path}")
 
 
+def test_what_is_not_kept_yet_is_asked_for_each_time(client: Client, cache: InMemory) -> None:
+    """A cache behind ours may pack or build it anew, and then has it under another URL."""
+    for number in "de":
+        text = f"StorePath: /nix/store/{PASSED_ON}-x\nURL: nar/{number * 84}.nar.xz\n".encode()
+        cache.narinfos[PASSED_ON] = text
+        response = client.get(f"/nix-cache/{PASSED_ON}.narinfo")
+        assert (response.body, response.headers["cache-control"]) == (text, "no-cache")
+
+
 def test_small_nars_are_hot_and_logs_are_not(client: Client, cache: InMemory) -> None:
     assert hot(client, cache, f"/nix-cache/nar/{SMALL_NAR}")
     assert hot(client, cache, f"/nix-cache/nar/{SMALL_NAR}", "Range: bytes=1-2")
@@ -222,6 +232,13 @@ def test_a_failure_tells_no_secrets(client: Client, path: str, status: int) -> N
     assert response.status == status
     request_id = response.headers["x-request-id"]
     assert response.body.decode() == f"the server failed; its log says why under request {request_id}\n"
+    assert response.headers["cache-control"] == "no-store"
+
+
+def test_when_those_behind_are_down(client: Client) -> None:
+    response = client.get(f"/nix-cache/{DOWN}.narinfo")
+    assert (response.status, response.headers["retry-after"]) == (503, "10")
+    assert SECRET not in response.body.decode()
     assert response.headers["cache-control"] == "no-store"
 
 

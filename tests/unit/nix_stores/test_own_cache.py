@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from nixery_snap.errors import CorruptPath, StorageError
+from nixery_snap.errors import CorruptPath, StorageError, SubstituterUnreachable
 from nixery_snap.nix import base32, listing, nar
 from nixery_snap.nix.closure_info import closure_info, closure_info_entries
 from nixery_snap.nix.file_tree import Directory
@@ -199,7 +199,8 @@ async def test_nars_that_do_not_end_hold_up_nothing_else(tmp_path: Path) -> None
             assert await mine.cache.file(f"log/{HASH}-x.drv") is None
         assert not any(one.done() for one in asked)
         released.set()
-        assert await asyncio.gather(*asked) == [None] * len(stalled)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(result) for result in results} == {SubstituterUnreachable}
 
 
 async def test_two_upstreams_that_pack_differently(tmp_path: Path) -> None:
@@ -249,6 +250,10 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+# After these nobody knows what the cache has.
+UNREACHABLE = {"500", "too slow", "reset", "cut"}
+
+
 @pytest.mark.parametrize("what", FAULTS)
 async def test_a_bad_nar_comes_from_the_next(tmp_path: Path, what: str) -> None:
     async with serving(HELLO) as bad, serving(HELLO) as good, own(tmp_path, bad, good) as mine:
@@ -265,7 +270,11 @@ async def test_a_bad_nar_comes_from_the_next(tmp_path: Path, what: str) -> None:
 async def test_a_bad_nar_that_nobody_else_has(tmp_path: Path, what: str) -> None:
     async with serving(HELLO) as bad, own(tmp_path, bad) as mine:
         bad.faults[HELLO.narinfo.url] = FAULTS[what]
-        await absent(mine, [NAR_URL])
+        if what in UNREACHABLE:
+            with pytest.raises(SubstituterUnreachable):
+                await mine.cache.file(NAR_URL)
+        else:
+            await absent(mine, [NAR_URL])
         assert mine.names == set(), "nothing wrong is kept"
 
 
@@ -293,6 +302,24 @@ async def test_lies_and_the_unreachable(tmp_path: Path) -> None:
             assert await mine.cache.narinfo(HASH) is None
             await absent(mine, [HELLO.listing_name, NAR_URL])
             assert mine.names == set()
+
+
+async def test_when_nobody_answers(tmp_path: Path) -> None:
+    """A plain no would be remembered by clients; it is given where one of several says it."""
+    gone = "http://127.0.0.1:9"
+    async with serving(HELLO) as bad, serving() as empty:
+        bad.faults[HELLO.narinfo_name] = reset
+        async with own(tmp_path / "both", bad, gone) as mine:
+            with pytest.raises(SubstituterUnreachable):
+                await mine.cache.narinfo(HASH)
+            with pytest.raises(SubstituterUnreachable):
+                await mine.cache.file(NAR_URL)
+            await absent(mine, [HELLO.listing_name])
+        async with own(tmp_path / "one", gone, empty) as mine:
+            assert await mine.cache.narinfo(HASH) is None
+            await absent(mine, [NAR_URL])
+        async with own(tmp_path / "none") as mine:
+            assert await mine.cache.narinfo(HASH) is None
 
 
 @pytest.mark.parametrize("what", ["500", "too slow", "reset", "nonsense", "empty"])

@@ -35,6 +35,7 @@ SAMPLES: tuple[NixerySnapError, ...] = (
     errors.RealisationTimedOut(3600),
     errors.StillWorking(60, 10),
     errors.TooManyRequests("enough", 10),
+    errors.ShuttingDown(10),
     errors.PathsMissing((SECRET,)),
     errors.CircularReferences((SECRET,)),
     errors.SubstituterUnreachable("https://cache.example", SECRET),
@@ -90,7 +91,7 @@ def test_answers(error: NixerySnapError) -> None:
     assert response.content_type == "application/json"
     [answer] = json.loads(body(error))["errors"]
     assert answer["code"] == code_and_status(error)[0]
-    if response.status >= 500 and not isinstance(error, errors.StillWorking):
+    if response.status >= 500 and not isinstance(error, errors.StillWorking | errors.ShuttingDown):
         assert SECRET not in body(error)
         assert str(error) not in body(error)
         assert "request-1" in answer["message"]
@@ -113,6 +114,7 @@ def test_inner_errors_are_answered_too(kind: type[NixerySnapError]) -> None:
         (errors.BlobNotFound("x"), "BLOB_UNKNOWN", 404),
         (errors.ManifestNotFound("x"), "MANIFEST_UNKNOWN", 404),
         (errors.StillWorking(1, 10), "UNAVAILABLE", 503),
+        (errors.ShuttingDown(10), "UNAVAILABLE", 503),
         (errors.TooManyRequests("x", 10), "TOOMANYREQUESTS", 429),
         (errors.StorageError("x"), "UNKNOWN", 500),
     ],
@@ -122,7 +124,11 @@ def test_codes(error: NixerySnapError, code: str, status: int) -> None:
 
 
 def test_who_should_come_back_is_told_when() -> None:
-    for error in (errors.StillWorking(60, 10, "building hello"), errors.TooManyRequests("enough", 10)):
+    for error in (
+        errors.StillWorking(60, 10, "building hello"),
+        errors.TooManyRequests("enough", 10),
+        errors.ShuttingDown(10),
+    ):
         response = error_response(error, "x")
         assert response.headers["Retry-After"] == "10"
         assert str(error) in json.loads(response.body)["errors"][0]["message"]
