@@ -26,7 +26,7 @@ from nixery_snap.evaluation.one_shot import OneShotEvaluator
 from nixery_snap.evaluation.pool import PooledEvaluator
 from nixery_snap.evaluation.remembered import RememberedEvaluator
 from nixery_snap.evaluation.search import Catalogues, PackageSearch
-from nixery_snap.imaging.admission import BuildQueue, ClientLimit
+from nixery_snap.imaging.admission import BuildQueue, ClientLimit, FairEvaluator
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.layers import LayerMaker
 from nixery_snap.imaging.pipeline import Pipeline, Steps
@@ -137,7 +137,8 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
         stack.push_async_callback(pool.close)
         indexes = Indexes(blobs, records)
         catalogues = Catalogues(indexes)
-        remembered = RememberedEvaluator(pool, records, settings.limits.failure_ttl)
+        fair = FairEvaluator(pool, settings.nix.evaluators)
+        remembered = RememberedEvaluator(fair, records, settings.limits.failure_ttl)
         evaluator = Indexed(remembered, indexes, catalogues)
         realiser = NixRealiser(
             nix,

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Final
+from weakref import WeakValueDictionary
 
-from nixery_snap.errors import TooManyRequests
+from nixery_snap.errors import PackageProblem, TooManyRequests
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.ports import Evaluator, Package, PackageSet
 
+CLIENT: Final[ContextVar[str]] = ContextVar("client", default="")
+"""For whom this task works, and those that it begins."""
 _RETRY_AFTER_SECONDS: Final = 10
 
 
@@ -84,3 +90,22 @@ class BuildQueue:
         entry = next((entry for entry in waiting if entry[1]()), waiting[0])
         self._waiting.remove(entry)
         entry[0].set_result(None)
+
+
+class FairEvaluator:
+    """Implements the port Evaluator around `evaluator`, which is given `at_a_time` evaluations of each client at most.
+
+    The others of a client wait for its own ones, so that who has many in hand holds up nobody else.
+    """
+
+    def __init__(self, evaluator: Evaluator, at_a_time: int) -> None:
+        self._evaluator = evaluator
+        self._at_a_time = at_a_time
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    async def evaluate(
+        self, package_set: PackageSet, system: str, names: Sequence[AttributePath]
+    ) -> Sequence[Package | PackageProblem]:
+        turn = self._turns.setdefault(CLIENT.get(), asyncio.Semaphore(self._at_a_time))
+        async with turn:
+            return await self._evaluator.evaluate(package_set, system, names)

@@ -29,7 +29,7 @@ from nixery_snap.errors import (
     StillWorking,
     SubstituterError,
 )
-from nixery_snap.imaging.admission import BuildQueue, ClientLimit
+from nixery_snap.imaging.admission import CLIENT, BuildQueue, ClientLimit
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.locate import find_closure
@@ -240,6 +240,7 @@ class Pipeline:
         self._clients.begin(client)
 
         async def counted() -> T:
+            CLIENT.set(client)
             try:
                 return await work()
             finally:

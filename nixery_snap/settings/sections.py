@@ -39,7 +39,8 @@ class NixSettings(Section):
     builds: PositiveInt = 4
     """Images whose packages are built or fetched at a time; each may use as many cores as Nix is told."""
     evaluators: PositiveInt = 2
-    """Evaluators that stay at a time; as many more may run to explain failures."""
+    """Evaluators that stay at a time, and evaluations of one client at a time; as many more may run to explain
+    failures."""
     builders: str = ""
     """Machines that build for us and other systems, as in nix.conf; the page on installation says how."""
     options: dict[str, str] = {}

@@ -190,7 +190,7 @@ class Registry:
         return daemon.stop() if daemon else 0
 
     def kill(self) -> None:
-        """As a power cut would for the server alone; Nix processes of it live on."""
+        """SIGKILL to the server alone; Nix processes of it end by themselves."""
         daemon, self.daemon = self.daemon, None
         assert daemon is not None
         daemon.process.kill()

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from tests.integration.need import need
-from tests.integration.nixtools import ChrootStore
+from tests.integration.nixtools import EXAMPLES, ChrootStore
 from tests.integration.server import OCI_MANIFEST, Registry, Response, Start
 from tests.integration.sources_git import Repository
 
@@ -251,6 +251,39 @@ def test_the_queue_of_builds(directory: Path, empty_store: ChrootStore, builds: 
     builds.go()
     for name in "abc":
         eventually(partial(is_there, registry, name), name)
+
+
+async def test_who_evaluates_much_holds_up_nobody_else(
+    directory: Path, own_store: ChrootStore, start: Start
+) -> None:
+    """There is one evaluator, and one client has five questions for it to which it never finds an answer."""
+    source = directory / "endless"
+    source.mkdir()
+    endless = "let count = number: if number < 0 then 0 else count (number + 1); in count 0"
+    added = " ".join(f"e{number} = {endless};" for number in range(5))
+    (source / "default.nix").write_text(
+        f"{{ system }}: import {EXAMPLES} {{ inherit system; }} // {{ {added} }}"
+    )
+    config = "[nix]\neval_timeout = 3\nevaluators = 1\n[limits]\nshutdown_timeout = 0\n"
+    registry = start(Registry(directory / "state", own_store.root, source, config=config))
+    answered: list[str] = []
+
+    async def ask(name: str, address: str) -> int:
+        connector = aiohttp.TCPConnector(local_addr=(address, 0))
+        async with (
+            aiohttp.ClientSession(connector=connector, headers={"Accept": OCI_MANIFEST}) as session,
+            session.get(f"http://{registry.host}/v2/{name}/manifests/latest") as answer,
+        ):
+            answered.append(name)
+            return answer.status
+
+    greedy = [asyncio.create_task(ask(f"e{number}", "127.0.0.2")) for number in range(5)]
+    await asyncio.sleep(1)
+    assert await ask("hello", "127.0.0.3") == 200
+    assert answered.index("hello") <= 2, "behind the one that runs"
+    for task in greedy:
+        task.cancel()
+    await asyncio.gather(*greedy, return_exceptions=True)
 
 
 def test_tags_that_are_looked_for(directory: Path, empty_store: ChrootStore, start: Start) -> None:

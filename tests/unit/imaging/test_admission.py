@@ -1,10 +1,14 @@
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nixery_snap.errors import TooManyRequests
-from nixery_snap.imaging.admission import BuildQueue, ClientLimit
+from nixery_snap.imaging.admission import CLIENT, BuildQueue, ClientLimit, FairEvaluator
+from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.ports import PackageSet
 
 
 def test_a_client_has_its_share() -> None:
@@ -124,3 +128,45 @@ async def test_given_up_while_waiting() -> None:
     assert builds.running == ["e"]
     await builds.end("e")
     await last
+
+
+class Evaluations:
+    """Implements the port Evaluator: each goes on until it is let go."""
+
+    def __init__(self) -> None:
+        self.running: list[str] = []
+        self.go = asyncio.Semaphore(0)
+
+    async def evaluate(
+        self, package_set: PackageSet, system: str, names: Sequence[AttributePath]
+    ) -> list[Any]:
+        self.running.append(system)
+        await self.go.acquire()
+        self.running.remove(system)
+        return []
+
+
+async def test_who_has_much_to_evaluate_holds_up_nobody_else() -> None:
+    evaluations = Evaluations()
+    fair = FairEvaluator(evaluations, 2)
+
+    async def evaluate(client: str, name: str) -> None:
+        CLIENT.set(client)
+        await asyncio.create_task(
+            fair.evaluate(PackageSet(Path("/x")), name, [])
+        )  # of tasks that it begins, too
+
+    tasks = [asyncio.create_task(evaluate("a", f"a{number}")) for number in range(10)]
+    await asyncio.sleep(0.01)
+    tasks.append(asyncio.create_task(evaluate("b", "b")))
+    await asyncio.sleep(0.01)
+    assert evaluations.running == ["a0", "a1", "b"]
+    tasks[2].cancel()
+    for _ in range(3):
+        evaluations.go.release()
+    await asyncio.sleep(0.01)
+    assert evaluations.running == ["a3", "a4"]
+    for _ in tasks:
+        evaluations.go.release()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert evaluations.running == []
