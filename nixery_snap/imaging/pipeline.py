@@ -262,10 +262,8 @@ class Pipeline:
 
     async def drain(self, timeout_seconds: float) -> int:
         """Let running work finish; returns how many images were given up. Whoever waits for them gets ShuttingDown."""
-        images, _ = await asyncio.gather(
-            self._images.drain(timeout_seconds), self._pins.drain(timeout_seconds)
-        )
-        return images
+        await self._pins.drain(0)  # what comes of them would only begin then
+        return await self._images.drain(timeout_seconds)
 
     def _key(self, request: ImageRequest, pin: Pin) -> str:
         shape: Any = list(self._delivery)
