@@ -126,6 +126,7 @@ class Registry:
     config: str = ""  # TOML
     substituters: Sequence[Substituter] | None = ()  # None: those of `config`; no test asks the Internet
     env: dict[str, str] = field(default_factory=dict)
+    spec: str = ""  # of the source; default: that directory
     port: int = 0
     daemon: Daemon | None = field(default=None, repr=False)
 
@@ -141,7 +142,8 @@ class Registry:
     def options(self) -> list[str]:
         """What `serve`, `build` and `inspect` have in common."""
         storage = self.storage or f"file://{self.state / 'storage'}"
-        return ["--source", f"path:{self.source}", "--storage", storage, "--store", str(self.store)]
+        spec = self.spec or f"path:{self.source}"
+        return ["--source", spec, "--storage", storage, "--store", str(self.store)]
 
     @property
     def program_env(self) -> dict[str, str]:

@@ -313,6 +313,27 @@ client_images = 2
         assert processes_with(url) == []
 
 
+class Unready(Registry):
+    """Of a source that cannot be read."""
+
+    def ready(self) -> bool:
+        try:
+            return self.get("/healthz").status == 200
+        except OSError:
+            return False
+
+
+def test_a_source_that_never_answers(directory: Path, empty_store: ChrootStore, start: Start) -> None:
+    """Probes do not wait for it as long as clients do."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        url = f"git+http://127.0.0.1:{silent.getsockname()[1]}/packages.git"
+        registry = Unready(directory / "state", empty_store.root, config="[nix]\nwait_timeout = 1000\n")
+        registry.spec = url
+        start(registry)
+        answer = registry.get("/readyz")
+        assert (answer.status, answer.body) == (503, b"the default package source is still being read\n")
+
+
 def processes_with(word: str) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):

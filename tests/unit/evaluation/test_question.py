@@ -81,3 +81,11 @@ def test_requests_are_data() -> None:
         "explain": True,
     }
     assert question.request(names, explain=True).isascii()
+
+
+async def test_a_flake_that_takes_too_long_to_read(
+    nix: NixCommand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(question, "_HASH_SECONDS", 0.0001)
+    with pytest.raises(EvaluationFailed, match="hashing its files took longer"):
+        await Question.about(PackageSet(tmp_path, is_flake=True), "s", nix)
