@@ -17,9 +17,9 @@ from rich.filesize import decimal
 
 from nixery_snap.adapters import open_nix, open_source_of, open_substituters, read_popularity
 from nixery_snap.errors import NixError, NixerySnapError, StorageError
-from nixery_snap.evaluation.answers import ground_error
 from nixery_snap.evaluation.one_shot import OneShotEvaluator
 from nixery_snap.imaging.request import DEFAULT_TAG
+from nixery_snap.nix.ground import ground_error
 from nixery_snap.nix_stores.builders import RemoteBuilder, parse_builders
 from nixery_snap.nix_stores.command import NixCommand
 from nixery_snap.nix_stores.signing_key import load_signing_key

@@ -13,11 +13,10 @@ from typing import Final, Self
 import click
 
 from nixery_snap.errors import SettingsError
-from nixery_snap.oci import canonical_json, tar
+from nixery_snap.imaging.oci_layout import ImageFile, archived, image_blobs, layout_files
+from nixery_snap.oci import canonical_json
 from nixery_snap.oci.digest import Digest
-from nixery_snap.oci.manifest import Descriptor, Manifest
-from nixery_snap.oci.media_types import OCI_INDEX
-from nixery_snap.oci.tar import TarEntry
+from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import BlobStore
 
 _TRANSPORTS: Final = ("oci", "oci-archive", "docker-archive")
@@ -48,7 +47,7 @@ async def export(blobs: BlobStore, digest: Digest, output: Output, name: str, ta
     if output.transport == "docker-archive":
         files = _docker_archive(blobs, manifest, f"{name}:{tag}")
     else:
-        files = _oci_layout(blobs, manifest, content, tag)
+        files = layout_files(blobs, content, tag)
     write = _write_directory if output.transport == "oci" else _write_archive
     try:
         await asyncio.to_thread(write, output.path, files)
@@ -59,29 +58,7 @@ async def export(blobs: BlobStore, digest: Digest, output: Output, name: str, ta
     return output
 
 
-_File = tuple[str, int, Iterator[bytes]]
-
-
-def _blobs_of(blobs: BlobStore, manifest: Manifest) -> Iterator[tuple[Descriptor, Iterator[bytes]]]:
-    """Each blob once, also where an image has one layer twice."""
-    for digest, descriptor in {part.digest: part for part in (*manifest.layers, manifest.config)}.items():
-        yield descriptor, blobs.read(digest)
-
-
-def _oci_layout(blobs: BlobStore, manifest: Manifest, content: bytes, tag: str) -> Iterator[_File]:
-    """OCI image-spec, image-layout.md."""
-    described = Descriptor.of(manifest.media_type, content).to_json()
-    described["annotations"] = {"org.opencontainers.image.ref.name": tag}
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [described]}
-    for name, small in (("oci-layout", {"imageLayoutVersion": "1.0.0"}), ("index.json", index)):
-        data = canonical_json.encode(small)
-        yield name, len(data), iter((data,))
-    yield f"blobs/sha256/{Digest.of(content).hex}", len(content), iter((content,))
-    for descriptor, chunks in _blobs_of(blobs, manifest):
-        yield f"blobs/sha256/{descriptor.digest.hex}", descriptor.size_bytes, chunks
-
-
-def _docker_archive(blobs: BlobStore, manifest: Manifest, name: str) -> Iterator[_File]:
+def _docker_archive(blobs: BlobStore, manifest: Manifest, name: str) -> Iterator[ImageFile]:
     """What `docker load` reads (moby, image/spec/v1.2.md); it takes compressed layers as well."""
     names = {
         descriptor.digest: f"{descriptor.digest.hex}.{'json' if descriptor is manifest.config else 'tar.gz'}"
@@ -94,11 +71,11 @@ def _docker_archive(blobs: BlobStore, manifest: Manifest, name: str) -> Iterator
     }
     data = canonical_json.encode([entry])
     yield "manifest.json", len(data), iter((data,))
-    for descriptor, chunks in _blobs_of(blobs, manifest):
+    for descriptor, chunks in image_blobs(blobs, manifest):
         yield names[descriptor.digest], descriptor.size_bytes, chunks
 
 
-def _write_directory(path: Path, files: Iterator[_File]) -> None:
+def _write_directory(path: Path, files: Iterator[ImageFile]) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise SettingsError("output", f"{path} is there already; name a directory that is new or empty")
     with tempfile.TemporaryDirectory(prefix=".nixery-snap-", dir=path.absolute().parent) as temporary:
@@ -111,14 +88,11 @@ def _write_directory(path: Path, files: Iterator[_File]) -> None:
         layout.rename(path)
 
 
-def _write_archive(path: Path, files: Iterator[_File]) -> None:
+def _write_archive(path: Path, files: Iterator[ImageFile]) -> None:
     handle, temporary = tempfile.mkstemp(prefix=".nixery-snap-", dir=path.absolute().parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.writelines(
-                tar.archive((TarEntry.regular(name.encode(), size), chunks) for name, size, chunks in files)
-            )
-            file.write(tar.END)
+            file.writelines(archived(files))
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     finally:

@@ -15,10 +15,7 @@ from nixery_snap.errors import (
     EvaluationFailed,
     ExperimentalFeatureMissing,
     InvalidFormat,
-    NixDaemonUnreachable,
     NixError,
-    NixStoreForbidden,
-    NixStoreFull,
     NixTooOld,
     PackageProblem,
     ProblemKind,
@@ -49,14 +46,6 @@ _FEATURE: Final = re.compile(r"experimental (?:Nix )?feature '([a-z0-9-]+)' is d
 _NO_FLAKES: Final = re.compile(r"attribute 'getFlake' missing")
 # The collector's own words, or Nix's.
 OUT_OF_MEMORY: Final = re.compile(r"^GC Warning: Out of Memory|out of memory(\"}|$)|bad_alloc", re.MULTILINE)
-_GROUND: Final = (
-    (re.compile(r"cannot connect to (socket|daemon)|cannot open connection to"), NixDaemonUnreachable),
-    (re.compile(r"No space left on device|database or disk is full|Disk quota exceeded"), NixStoreFull),
-    (
-        re.compile(r"(/nix/var/nix|/nix/store)\S*'?: (Permission denied|Read-only file system)"),
-        NixStoreForbidden,
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +67,6 @@ class Refused(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-
-
-def ground_error(message: str) -> NixError | None:
-    """What Nix's message has to do with the machine, not with the package set."""
-    return next((kind(_line(message)) for pattern, kind in _GROUND if pattern.search(message)), None)
 
 
 def whole_set_error(message: str, package_set: PackageSet) -> NixError:

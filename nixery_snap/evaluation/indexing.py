@@ -23,7 +23,6 @@ from nixery_snap.errors import (
     PackageProblem,
     ProblemKind,
 )
-from nixery_snap.evaluation.answers import ground_error
 from nixery_snap.evaluation.index import (
     INDEX_RECORD,
     AttributeIndex,
@@ -40,6 +39,7 @@ from nixery_snap.evaluation.index import (
 )
 from nixery_snap.evaluation.question import Question
 from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.ground import ground_error
 from nixery_snap.nix.log_events import LogReader
 from nixery_snap.oci import canonical_json
 from nixery_snap.oci.digest import Digest

@@ -15,12 +15,12 @@ from nixery_snap.evaluation.answers import (
     Answers,
     Refused,
     failure,
-    ground_error,
     result,
     whole_set_error,
 )
 from nixery_snap.evaluation.question import Question
 from nixery_snap.nix.attribute_path import AttributePath
+from nixery_snap.nix.ground import ground_error
 from nixery_snap.nix.log_events import LogReader
 from nixery_snap.ports import NixRunner, Package, PackageSet
 

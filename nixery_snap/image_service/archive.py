@@ -1,4 +1,4 @@
-"""Image archives: OCI layouts and Docker's, looked into before they are handed to containerd, and written."""
+"""Image archives: OCI layouts and Docker's, looked into before they are handed to containerd."""
 
 from __future__ import annotations
 
@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from nixery_snap.errors import InvalidArchive, InvalidFormat
-from nixery_snap.oci import canonical_json, tar
 from nixery_snap.oci.digest import Digest
-from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
+from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Manifest
 from nixery_snap.oci.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from nixery_snap.oci.tar import TarEntry
-from nixery_snap.ports import BlobStore
 
 _MAX_ENTRIES: Final = 4096  # images stop at 127 layers
 _MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
@@ -52,21 +49,6 @@ def look_into(path: Path, shown: str, architecture: str) -> ArchivedImage:
         raise InvalidArchive(shown, str(error) or type(error).__name__) from error
     except (OSError, InvalidFormat) as error:
         raise InvalidArchive(shown, str(error)) from error
-
-
-def write(blobs: BlobStore, content: bytes) -> Iterator[bytes]:
-    """An OCI archive of the one image whose manifest is `content` (image-spec, image-layout.md). Blocking."""
-    manifest = Manifest.parse(content)
-    described = Descriptor.of(manifest.media_type, content).to_json()
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [described]}
-    small = {"oci-layout": {"imageLayoutVersion": "1.0.0"}, "index.json": index}
-    files = [(name, canonical_json.encode(value)) for name, value in small.items()]
-    for name, data in (*files, (f"{_BLOBS}{Digest.of(content).hex}", content)):
-        yield from tar.archive([(TarEntry.regular(name.encode(), len(data)), (data,))])
-    for digest, blob in {blob.digest: blob for blob in (*manifest.layers, manifest.config)}.items():
-        entry = TarEntry.regular(f"{_BLOBS}{digest.hex}".encode(), blob.size_bytes)
-        yield from tar.archive([(entry, blobs.read(digest))])
-    yield tar.END
 
 
 class _Member(tarfile.TarInfo):

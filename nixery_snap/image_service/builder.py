@@ -12,7 +12,7 @@ import structlog
 from cachetools import LRUCache
 
 from nixery_snap.errors import ContainerdError, InvalidFormat, NixerySnapError, StorageError
-from nixery_snap.image_service.annotations import store_paths
+from nixery_snap.image_service.annotations import NamedPaths
 from nixery_snap.image_service.containerd import Containerd
 from nixery_snap.image_service.gc_roots import GcRoots
 from nixery_snap.image_service.prefetch import Prefetcher
@@ -36,7 +36,7 @@ class Builder:
         self._prefetcher = prefetcher
         self._realiser = realiser
         self._roots = roots
-        self._manifests: LRUCache[Digest, frozenset[StorePath]] = LRUCache(_REMEMBERED_MANIFESTS)
+        self._manifests: LRUCache[Digest, NamedPaths] = LRUCache(_REMEMBERED_MANIFESTS)
         self._looking = asyncio.Lock()
 
     async def realise(self, out_link: str, store_path: str) -> None:
@@ -79,7 +79,7 @@ class Builder:
                 continue
             try:
                 manifest = Manifest.parse(await self._containerd.content(digest, MAX_MANIFEST_BYTES))
-                self._manifests[digest] = frozenset(store_paths(manifest))
+                self._manifests[digest] = NamedPaths.of(manifest)
             except (ContainerdError, InvalidFormat) as error:
                 log.info("manifest-unread", digest=str(digest), reason=str(error))
-                self._manifests[digest] = frozenset()
+                self._manifests[digest] = NamedPaths(frozenset())

@@ -12,7 +12,7 @@ import structlog
 
 from nixery_snap.errors import ContainerdRefused, ContainerdTooOld, InvalidArchive, ManifestNotFound
 from nixery_snap.image_service import archive
-from nixery_snap.image_service.annotations import store_paths
+from nixery_snap.image_service.annotations import NamedPaths
 from nixery_snap.image_service.containerd import Containerd
 from nixery_snap.image_service.gc_roots import GcRoots
 from nixery_snap.image_service.images import CRI_LABELS, check_snapshotter, not_configured, settle
@@ -22,6 +22,7 @@ from nixery_snap.image_service.prefetch import Prefetcher
 from nixery_snap.image_service.references import NodeReference
 from nixery_snap.image_service.transfer import import_archive
 from nixery_snap.imaging.coalesce import Coalescer
+from nixery_snap.imaging.oci_layout import archived, layout_files
 from nixery_snap.imaging.pipeline import Pipeline
 from nixery_snap.imaging.request import ARCHITECTURES, ImageFormat, NameGrammar
 from nixery_snap.nix.store_path import StorePath
@@ -86,7 +87,7 @@ class NodeImages:
         key = f"archive-{path.hash_part}"
         try:
             with self._roots.used(key):
-                await self._prefetcher.fetch(key, [path])
+                await self._prefetcher.fetch(key, NamedPaths(frozenset([path])))
                 file = self._store_root / str(path).lstrip("/")
                 if not file.is_file() or file.is_symlink():
                     raise InvalidArchive(str(path), "it is not a file")
@@ -106,7 +107,7 @@ class NodeImages:
             request, progress=lambda line: log.info("making", image=reference.stored_name, step=line)
         )
         content = await self._blobs.get(image.digest)
-        chunks = archive.write(self._blobs, content)
+        chunks = archived(layout_files(self._blobs, content))
         return await self._import(reference, image.digest, Manifest.parse(content), chunks)
 
     async def _import(
@@ -121,7 +122,7 @@ class NodeImages:
         key = digest.hex if digest else ""
         with self._roots.used(key):
             if manifest:
-                await self._prefetcher.fetch(key, store_paths(manifest))
+                await self._prefetcher.fetch(key, NamedPaths.of(manifest))
             await self._transfer(reference, chunks)
             config = await settle(self._containerd, reference, self._snapshotter, self._architecture)
         log.info("imported", image=reference.stored_name, digest=str(digest), id=str(config))

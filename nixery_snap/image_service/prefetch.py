@@ -10,7 +10,8 @@ from typing import Final
 
 import structlog
 
-from nixery_snap.errors import NixerySnapError
+from nixery_snap.errors import NixerySnapError, PathsNotSubstituted
+from nixery_snap.image_service.annotations import NamedPaths
 from nixery_snap.image_service.gc_roots import GcRoots
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.nix.store_path import StorePath
@@ -45,18 +46,24 @@ class Prefetcher:
         self._under_way: dict[StorePath, asyncio.Task[None]] = {}
         self.counts = Counts()
 
-    async def fetch(self, key: str, paths: Collection[StorePath]) -> None:
-        """Afterwards all `paths` are in the store, kept from its garbage collector as long as the roots `key` are.
+    async def fetch(self, key: str, named: NamedPaths) -> None:
+        """Afterwards all of them are in the store, kept from its garbage collector as long as the roots `key` are.
 
-        Equal calls share one fetch, which goes on when nobody waits for it any more. Raises PathsNotSubstituted,
-        RealisationTimedOut, StorageError.
+        Those to spare may be missing. Equal calls share one fetch, which goes on when nobody waits for it any more.
+        Raises PathsNotSubstituted, NixUnusable, RealisationTimedOut, StorageError.
         """
 
         async def work() -> None:
             with self._roots.used(key):
-                await self._fetch(key, paths)
+                try:
+                    await self._fetch(key, {*named})
+                except PathsNotSubstituted as error:
+                    if not named.spare:
+                        raise
+                    log.warning("closure-info-not-fetched", key=key, reason=str(error))
+                    await self._fetch(key, named.paths)
 
-        if paths:
+        if named:
             await self._images.run(key, work)
 
     async def drain(self, timeout_seconds: float) -> int:

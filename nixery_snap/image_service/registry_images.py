@@ -8,7 +8,7 @@ from contextlib import ExitStack, asynccontextmanager
 import structlog
 
 from nixery_snap.errors import NixerySnapError
-from nixery_snap.image_service.annotations import store_paths
+from nixery_snap.image_service.annotations import NamedPaths
 from nixery_snap.image_service.gc_roots import GcRoots
 from nixery_snap.image_service.generated.cri_pb2 import AuthConfig
 from nixery_snap.image_service.prefetch import Prefetcher
@@ -41,7 +41,7 @@ class RegistryImages:
             if self._registries and reference.host not in self._registries:
                 return
             digest, manifest = await self._client.manifest(reference, auth)
-            if paths := store_paths(manifest):
+            if paths := NamedPaths.of(manifest):
                 held.enter_context(self._roots.used(digest.hex))
                 await self._prefetcher.fetch(digest.hex, paths)
         except NixerySnapError as error:

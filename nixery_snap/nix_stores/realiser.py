@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nixery_snap.errors import PathsNotSubstituted, RealisationFailed, RealisationTimedOut
+from nixery_snap.nix.ground import ground_error
 from nixery_snap.nix.log_events import LogReader
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.ports import NixRunner, Package, Progress
@@ -67,7 +68,7 @@ class NixRealiser:
     ) -> None:
         """Realise paths of which nothing but their names is known, with links at `link`, `link`-2 … that keep them.
 
-        Raises PathsNotSubstituted, which shows `asked` as the substituters, and RealisationTimedOut.
+        Raises PathsNotSubstituted, which shows `asked` as the substituters, NixUnusable and RealisationTimedOut.
         """
         wanted = sorted(map(str, paths))
         try:
@@ -78,7 +79,8 @@ class NixRealiser:
                     arguments = ("--realise", *some, "--add-root", str(numbered), "--indirect")
                     log, returncode = await self._persist(arguments, _PARALLEL, progress)
                     if returncode != 0:
-                        raise self._not_substituted(log, some, asked)
+                        ground = ground_error("\n".join((*log.errors, *log.plain)))
+                        raise ground or self._not_substituted(log, some, asked)
         except TimeoutError:
             raise RealisationTimedOut(self._timeout_seconds) from None
 

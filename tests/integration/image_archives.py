@@ -6,11 +6,13 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from tests.integration.images import CLOSURE, LEGACY
 from tests.integration.server import OCI_MANIFEST, Image, Json, digest_of
+
+NAME = "localhost/some:name"
 
 
 def with_annotations(image: Image, form: str) -> Image:
@@ -38,8 +40,14 @@ def on_top_of(base: Image, top: Image) -> Image:
     return Image(digest_of(content), content, blobs)
 
 
-def oci_archive(image: Image, path: Path, *, compress: bool = False, nested: bool = False) -> Path:
-    """An OCI layout; `nested` puts an index for two platforms between."""
+def oci_archive(
+    image: Image, path: Path, *, compress: bool = False, nested: bool = False, exported: bool = False
+) -> Path:
+    """An OCI layout; `nested` puts an index for two platforms between.
+
+    `exported`: as containerd exports images, which is how nix-snapshotter's buildImage makes its tarballs: named, with
+    entries for directories, and with the list of Docker's form beside the index.
+    """
     files = {blob_name(digest): content for digest, content in image.blobs.items()}
     entry = descriptor(image.manifest_bytes, OCI_MANIFEST)
     files[blob_name(image.digest)] = image.manifest_bytes
@@ -48,8 +56,30 @@ def oci_archive(image: Image, path: Path, *, compress: bool = False, nested: boo
         index = index_of(others, entry | {"platform": {"os": "linux", "architecture": "amd64"}})
         files[blob_name(digest_of(index))] = index
         entry = descriptor(index, "application/vnd.oci.image.index.v1+json")
+    if exported:
+        entry |= {
+            "annotations": {"io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": "name"}
+        }
+        files["manifest.json"] = docker_list(image, blob_name)
     files |= {"index.json": index_of(entry), "oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
-    return write_tar(path, files, compress=compress)
+    directories = [directory("blobs/"), directory("blobs/sha256/")] if exported else []
+    return write_tar(path, files, directories, compress=compress)
+
+
+def docker_list(image: Image, name_of: Callable[[str], str]) -> bytes:
+    """`manifest.json` of Docker's form."""
+    manifest = {
+        "Config": name_of(image.manifest["config"]["digest"]),
+        "RepoTags": [NAME],
+        "Layers": [name_of(layer["digest"]) for layer in image.layers],
+    }
+    return json.dumps([manifest]).encode()
+
+
+def directory(name: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.mode = tarfile.DIRTYPE, 0o755
+    return info
 
 
 def descriptor(content: bytes, media_type: str) -> Json:
@@ -63,13 +93,12 @@ def index_of(*entries: Json) -> bytes:
 
 def docker_archive(image: Image, path: Path) -> Path:
     """What `docker save` writes; it has no annotations."""
-    files = {f"{digest_of(content)[7:]}.blob": content for content in image.blobs.values()}
-    manifest = {
-        "Config": f"{image.manifest['config']['digest'][7:]}.blob",
-        "RepoTags": ["localhost/some:name"],
-        "Layers": [f"{layer['digest'][7:]}.blob" for layer in image.layers],
-    }
-    return write_tar(path, files | {"manifest.json": json.dumps([manifest]).encode()})
+
+    def name_of(digest: str) -> str:
+        return f"{digest.removeprefix('sha256:')}.blob"
+
+    files = {name_of(digest): content for digest, content in image.blobs.items()}
+    return write_tar(path, files | {"manifest.json": docker_list(image, name_of)})
 
 
 def blob_name(digest: str) -> str:

@@ -111,14 +111,16 @@ class Kubelet:
         return answer.image if answer.HasField("image") else None
 
     def images(self) -> list[cri.Image]:
-        return list(self.call(IMAGES + "ListImages", cri.ListImagesRequest(), cri.ListImagesResponse).images)
+        return list(
+            self.call(IMAGES + "ListImages", runtime.ListImagesRequest(), runtime.ListImagesResponse).images
+        )
 
     def remove(self, image: str) -> None:
-        request = cri.RemoveImageRequest(image=cri.ImageSpec(image=image))
-        self.call(IMAGES + "RemoveImage", request, cri.RemoveImageResponse)
+        request = runtime.RemoveImageRequest(image=cri.ImageSpec(image=image))
+        self.call(IMAGES + "RemoveImage", request, runtime.Empty)
 
     def image_file_system(self) -> cri.FilesystemUsage:
-        answer = self.call(IMAGES + "ImageFsInfo", cri.ImageFsInfoRequest(), cri.ImageFsInfoResponse)
+        answer = self.call(IMAGES + "ImageFsInfo", runtime.ImageFsInfoRequest(), cri.ImageFsInfoResponse)
         return answer.image_filesystems[0]
 
     def run_pod(self, image: str, *command: str) -> tuple[int, str]:
@@ -152,7 +154,7 @@ class Kubelet:
                 RUNTIME + "CreateContainer", create, runtime.CreateContainerResponse
             ).container_id
             start = runtime.StartContainerRequest(container_id=made)
-            self.call(RUNTIME + "StartContainer", start, cri.RemoveImageResponse)
+            self.call(RUNTIME + "StartContainer", start, runtime.Empty)
             ask = runtime.ContainerStatusRequest(container_id=made)
 
             def status() -> runtime.ContainerStatus:
@@ -163,9 +165,9 @@ class Kubelet:
             return status().exit_code, "".join(line.split(" ", 3)[3] + "\n" for line in lines)
         finally:
             stop = runtime.StopPodSandboxRequest(pod_sandbox_id=pod)
-            self.call(RUNTIME + "StopPodSandbox", stop, cri.RemoveImageResponse)
+            self.call(RUNTIME + "StopPodSandbox", stop, runtime.Empty)
             remove = runtime.RemovePodSandboxRequest(pod_sandbox_id=pod)
-            self.call(RUNTIME + "RemovePodSandbox", remove, cri.RemoveImageResponse)
+            self.call(RUNTIME + "RemovePodSandbox", remove, runtime.Empty)
             remove_empty_cgroups(name)
 
 
@@ -181,6 +183,8 @@ class Node:
     source: Path | None = None
     registries: list[str] = field(default_factory=list)
     builder: Path | None = None
+    legacy: bool = False
+    """Whether its snapshotter is one of before closure annotations."""
     running: dict[str, Daemon] = field(default_factory=dict)
 
     @property
@@ -223,6 +227,7 @@ class Node:
         command = [sys.executable, "-m", "tests.support.snapshotter", "--socket", self.snapshotter_socket]
         command += ["--root", self.directory / "snapshotter", "--store", self.store.root]
         command += ["--builder", self.builder] if self.builder else []
+        command += ["--legacy"] if self.legacy else []
         options = {name: value for one in self.substituters for name, value in _options(one).items()}
         env = program_env(self.directory / "home")
         env["NIX_CONFIG"] += "".join(f"\n{name} = {value}" for name, value in options.items())

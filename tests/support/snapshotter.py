@@ -1,7 +1,8 @@
 """A proxy snapshotter for containerd that treats labels as nix-snapshotter does (facts.md, section 1).
 
 `python -m tests.support.snapshotter --socket S --root R --store STORE`: a nix layer's paths are realised one after the
-other, or its closure-info path alone; containers get an overlay and a bind mount for each path of their parents.
+other, or its closure-info path alone (`--legacy`: as before 0.3, which knew none); containers get an overlay and a bind
+mount for each path of their parents.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class ThereAlready(Exception):
 class Snapshotter:
     """State is one JSON file, so that it outlives a restart; layers lie in `root/snapshots/<id>`."""
 
-    def __init__(self, root: Path, store: Path, builder: str | None) -> None:
-        self.root, self.store, self.builder = root, store, builder
+    def __init__(self, root: Path, store: Path, builder: str | None, *, legacy: bool) -> None:
+        self.root, self.store, self.builder, self.legacy = root, store, builder, legacy
         self.lock = threading.RLock()
         self.file = root / "state.json"
         root.mkdir(parents=True, exist_ok=True)
@@ -124,13 +125,16 @@ class Snapshotter:
     def physical(self, path: str) -> str:
         return str(self.store / path.lstrip("/"))
 
+    def closure_info(self, labels: dict[str, str]) -> str | None:
+        return None if self.legacy else labels.get(NIX_CLOSURE)
+
     def paths(self, labels: dict[str, str]) -> list[str]:
-        if closure := labels.get(NIX_CLOSURE):
+        if closure := self.closure_info(labels):
             return Path(self.physical(closure), "store-paths").read_text().split()
         return [labels[key] for key in sorted(labels) if key.startswith(NIX_PATH)]
 
     def realise(self, number: str, labels: dict[str, str]) -> None:
-        closure = labels.get(NIX_CLOSURE)
+        closure = self.closure_info(labels)
         roots = self.root / "gcroots" / number
         roots.mkdir(parents=True)
         for path in [closure] if closure else self.paths(labels):
@@ -253,9 +257,10 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--builder")
+    parser.add_argument("--legacy", action="store_true")
     given = parser.parse_args()
     server = grpc.server(ThreadPoolExecutor(16))
-    snapshotter = Snapshotter(given.root, given.store, given.builder)
+    snapshotter = Snapshotter(given.root, given.store, given.builder, legacy=given.legacy)
     server.add_generic_rpc_handlers((Handlers(handlers(snapshotter)),))
     server.add_insecure_port(f"unix://{given.socket}")
     server.start()
