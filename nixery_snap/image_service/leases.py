@@ -38,6 +38,7 @@ class Leases:
         lease = f"{_PREFIX}{uuid.uuid4().hex}"
         expiry = (datetime.now(UTC) + _AT_MOST).isoformat(timespec="seconds")
         self._held.add(lease)
+        failed = True
         try:
             await self._containerd.call(
                 f"{_LEASES}/Create",
@@ -46,10 +47,11 @@ class Leases:
                 "make a lease",
             )
             yield lease
+            failed = False
         finally:
             self._held.discard(lease)
             try:
-                await self._drop(lease, sync=False)
+                await self._drop(lease, sync=failed)  # what nobody needs is gone at once
             except ContainerdError as error:
                 log.info("lease-not-dropped", lease=lease, reason=str(error))
 

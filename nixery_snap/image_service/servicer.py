@@ -86,13 +86,17 @@ class ImageService(grpc.GenericRpcHandler):
     ) -> AsyncIterator[bytes]:
         content = b"".join([request async for request in requests])
         request, reference = await _told(_pull_wanted, context, content)
-        if reference:
-            config = await _told(self._node_images.pull, context, reference)
-            yield PullImageResponse(image_ref=str(config)).SerializeToString()
-            return
-        async with self._registry_images.prefetched(request.image.image, request.auth):
-            async for response in pass_on(self._containerd, method, _once(content), context):
-                yield response
+        try:
+            if reference:
+                config = await _told(self._node_images.pull, context, reference)
+                yield PullImageResponse(image_ref=str(config)).SerializeToString()
+                return
+            async with self._registry_images.prefetched(request.image.image, request.auth):
+                async for response in pass_on(self._containerd, method, _once(content), context):
+                    yield response
+        except BaseException:
+            self._sweep_soon()  # what was fetched for it may be for nothing
+            raise
 
     async def _remove_image(
         self, method: str, requests: AsyncIterator[bytes], context: Context

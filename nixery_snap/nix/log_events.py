@@ -35,7 +35,10 @@ class LogReader:
     errors: list[str] = field(default_factory=list)
     """Error messages without their traces, in order."""
     warnings: dict[str, None] = field(default_factory=dict)
-    """First lines of warnings, each once: substituters that do not answer, and bad signatures, are warnings to Nix."""
+    """First lines of warnings, each once: substituters that do not answer, and bad signatures, are warnings to Nix.
+
+    Also of errors in spite of which Nix goes on, such as a disk that is full for one of many paths.
+    """
     machines: dict[str, None] = field(default_factory=dict)
     """Of builders that failed to take a build, each once: which one, and why."""
     build_logs: dict[str, deque[str]] = field(default_factory=dict)
@@ -72,9 +75,9 @@ class LogReader:
                 self.errors.append(_clean(event["raw_msg"], _MAX_MESSAGE))
             case "msg" if event["level"] == _ERROR_LEVEL and str(event["msg"]).startswith(_NO_MACHINE):
                 self.machines[_machine(event["msg"])] = None
-            case "msg" if event["level"] == _WARNING_LEVEL and len(self.warnings) < _MAX_WARNINGS:
+            case "msg" if event["level"] <= _WARNING_LEVEL and len(self.warnings) < _MAX_WARNINGS:
                 text = _clean(str(event.get("raw_msg", event["msg"]))).partition("\n")[0]
-                self.warnings[text.removeprefix("warning: ")] = None
+                self.warnings[text.removeprefix("warning: ").removeprefix("error: ")] = None
         return None
 
 

@@ -17,7 +17,10 @@ from nixery_snap.ports import NixRunner, Package, Progress
 _DRV: Final = re.compile(r"/nix/store/[0-9a-z]{32}-[0-9A-Za-z+\-._?=]+\.drv")
 LOG_LINES: Final = 25
 _STUMBLED_SECONDS: Final = 1.0
-_TRIPPED: Final = "executing SQLite statement"
+# The last two are what 2.8, and later releases, say of a daemon that died; systemd starts another.
+_TRIPPED: Final = re.compile(
+    r"executing SQLite statement|^unexpected end-of-file$|Nix daemon disconnected unexpectedly", re.MULTILINE
+)
 # Before Nix 2.16 downloads count as builds, one at a time unless told otherwise; a path by name is never built.
 _PARALLEL: Final = {"max-jobs": "32", "http-connections": "64"}
 _PATHS_PER_CALL: Final = 10_000  # below the kernel's limit for arguments
@@ -79,7 +82,7 @@ class NixRealiser:
                     arguments = ("--realise", *some, "--add-root", str(numbered), "--indirect")
                     log, returncode = await self._persist(arguments, _PARALLEL, progress)
                     if returncode != 0:
-                        ground = ground_error("\n".join((*log.errors, *log.plain)))
+                        ground = ground_error("\n".join((*log.warnings, *log.errors, *log.plain)))
                         raise ground or self._not_substituted(log, some, asked)
         except TimeoutError:
             raise RealisationTimedOut(self._timeout_seconds) from None
@@ -95,7 +98,7 @@ class NixRealiser:
         for options in (self._options, self._options, dict):
             log = LogReader(LOG_LINES)
             returncode = await self._run({**more, **options()}, arguments, log, progress)
-            stumbled = stumbled or returncode < 0 or any(_TRIPPED in error for error in log.errors)
+            stumbled = stumbled or returncode < 0 or any(map(_TRIPPED.search, log.errors))
             if returncode == 0 or not stumbled:
                 break
             await asyncio.sleep(_STUMBLED_SECONDS)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -79,16 +81,28 @@ class Kubelet:
     channels: dict[Path, grpc.Channel] = field(default_factory=dict)
 
     def call(self, method: str, request: Message, kind: type[M], *, seconds: float = 60, **options: Any) -> M:
-        socket = self.image_socket if method.startswith(IMAGES) else self.runtime_socket
-        if socket not in self.channels:
-            self.channels[socket] = grpc.insecure_channel(f"unix://{socket}")
-        rpc = self.channels[socket].unary_unary(
+        answer: M = self._rpc(method, kind)(request, timeout=seconds, **options)
+        return answer
+
+    def _rpc(self, method: str, kind: type[M]) -> grpc.UnaryUnaryMultiCallable[Message, M]:
+        return self.channel(method).unary_unary(
             method,
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=kind.FromString,
         )
-        answer: M = rpc(request, timeout=seconds, **options)
-        return answer
+
+    def channel(self, method: str) -> grpc.Channel:
+        socket = self.image_socket if method.startswith(IMAGES) else self.runtime_socket
+        if socket not in self.channels:
+            self.channels[socket] = grpc.insecure_channel(f"unix://{socket}")
+        return self.channels[socket]
+
+    def pulling(self, image: str, *, seconds: float = 120) -> grpc.Future:
+        """A pull that goes on, and can be cancelled."""
+        rpc = self._rpc(IMAGES + "PullImage", cri.PullImageResponse)
+        request = cri.PullImageRequest(image=cri.ImageSpec(image=image))
+        pull: grpc.Future = rpc.future(request, timeout=seconds)
+        return pull
 
     def close(self) -> None:
         for channel in self.channels.values():
@@ -185,6 +199,9 @@ class Node:
     builder: Path | None = None
     legacy: bool = False
     """Whether its snapshotter is one of before closure annotations."""
+    with_nix_daemon: bool = False
+    """Whether the image service reaches its Nix store by a daemon, part "nix-daemon"; both see it as /nix."""
+    group: str = ""
     running: dict[str, Daemon] = field(default_factory=dict)
 
     @property
@@ -213,6 +230,7 @@ class Node:
                 "snapshotter": self.start_snapshotter,
                 "containerd": self.start_own_containerd,
                 "service": self.start_service,
+                "nix-daemon": self.start_nix_daemon,
             }[part]()
 
     def stop(self, *parts: str) -> None:
@@ -235,10 +253,33 @@ class Node:
         self.running["snapshotter"] = daemon
         daemon.wait_ready(lambda: answers(self.snapshotter_socket))
 
+    def start_nix_daemon(self) -> None:
+        socket = self.store.root / "nix/var/nix/daemon-socket/socket"
+        env = program_env(self.directory / "home")
+        env["NIX_CONFIG"] = f"{NIX_CONFIG}\nrequire-sigs = true"
+        log = self.directory / "nix-daemon.log"
+        daemon = Daemon([*self._with_own_nix, "nix-daemon"], log=log, env=env)
+        self.running["nix-daemon"] = daemon
+        daemon.wait_ready(socket.exists)
+
+    def kill_nix_daemon(self) -> None:
+        """With those that it has started for its clients."""
+        daemon = self.running.pop("nix-daemon")
+        started = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+        daemon.kill()
+        for pid in started:
+            os.kill(int(pid), signal.SIGKILL)
+
+    @property
+    def _with_own_nix(self) -> list[str]:
+        script = 'mount --bind "$0" /nix && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", script, str(self.store.root / "nix")]
+
     def start_service(self, **env: str) -> None:
         config = self.directory / "service.toml"
         config.write_text(f'cache_directory = "{self.directory / "cache"}"\n' + self.settings())
-        command = [*PROGRAM, "image-service", "--config", config, "--listen", f"unix://{self.image_socket}"]
+        command = self._with_own_nix if self.with_nix_daemon else []
+        command += [*PROGRAM, "image-service", "--config", config, "--listen", f"unix://{self.image_socket}"]
         command += ["--containerd", f"unix://{self.containerd.socket}"]
         daemon = Daemon(
             [str(part) for part in command],
@@ -255,8 +296,10 @@ class Node:
         substituters = f"substituters = [{', '.join(map(str, self.substituters))}]\n"
         return (
             f'storage = "file://{self.directory / "storage"}"\n{source}{substituters}'
-            f'[nix]\nstore = "{self.store.root}"\n[limits]\nshutdown_timeout = 5\n'
-            f'[image_service]\ncerts_directory = "{self.certs}"\nregistries = {json.dumps(list(self.registries))}\n'
+            f'[nix]\nstore = "{"daemon" if self.with_nix_daemon else self.store.root}"\n'
+            f"[limits]\nshutdown_timeout = 5\nfailure_ttl = 0\n"
+            f'[image_service]\ngroup = "{self.group}"\n'
+            f'certs_directory = "{self.certs}"\nregistries = {json.dumps(list(self.registries))}\n'
         )
 
     def events(self, name: str) -> list[Json]:

@@ -156,6 +156,16 @@ def slow_headers(handler: Handler) -> None:
     handler.server.over.wait(60)
 
 
+def held(release: threading.Event) -> Fault:
+    """Nothing is answered before `release`."""
+
+    def fault(handler: Handler) -> None:
+        release.wait(60)
+        handler.whole()
+
+    return fault
+
+
 def slow_body(handler: Handler) -> None:
     """It begins well, and then there is a byte now and then, for longer than anybody should wait."""
     content = handler.content or b""

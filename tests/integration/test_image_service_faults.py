@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from tests.integration.caches import CacheDirectory, KeyPair, Served
 from tests.integration.images import image_paths
 from tests.integration.kubelet import Kubelet, Node, new_node
 from tests.integration.nixtools import EXAMPLES
+from tests.integration.node_state import nothing_left
 from tests.integration.processes import wait_until
 from tests.integration.server import Registry, Substituter
 
@@ -44,24 +46,6 @@ def node(request: pytest.FixtureRequest, directory: Path, served: Served) -> Ite
         yield made
 
 
-def nothing_left(node: Node) -> None:
-    """Once its images are removed, a node is as it was."""
-    pinned = {"localhost/pause:test"}
-    with node.kubelet() as kubelet:
-        for image in kubelet.images():
-            if image.pinned:
-                pinned.add(image.id)
-            else:
-                kubelet.remove(image.id)
-    wait_until(
-        lambda: not node.roots.exists() or not os.listdir(node.roots), seconds=20, what="no links are left"
-    )
-    leases = node.ctr("leases", "ls", "--quiet").stdout.split()
-    assert not leases
-    assert set(node.ctr("images", "ls", "--quiet").stdout.split()) <= pinned
-    assert not node.ctr("content", "active").stdout.splitlines()[1:]
-
-
 def test_many_at_once_share_the_work(node: Node, served: Served) -> None:
     node.start()
     with node.kubelet() as kubelet, ThreadPoolExecutor(50) as pool:
@@ -70,17 +54,6 @@ def test_many_at_once_share_the_work(node: Node, served: Served) -> None:
     assert len(set(ids)) == len(NAMES)
     nars = [one.path for one in served.nars()]
     assert len(nars) == len(set(nars)), "a path was fetched twice"
-    nothing_left(node)
-
-
-def test_a_deadline_ends_the_wait_and_not_the_work(node: Node) -> None:
-    node.start()
-    with node.kubelet() as kubelet:
-        code, _ = kubelet.refused("nix:0/shell/wide", seconds=0.3)
-        assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-        wait_until(lambda: bool(node.events("imported")), seconds=60, what="the image is there")
-        kubelet.pull("nix:0/shell/wide")
-        assert len(node.events("imported")) <= 2
     nothing_left(node)
 
 
@@ -156,13 +129,22 @@ def test_links_of_images_that_went_while_it_was_down_are_swept(node: Node) -> No
 
 
 def test_the_socket_is_for_its_group_only(node: Node) -> None:
+    group = grp.getgrgid(1)
+    node.group = group.gr_name
     node.start("service")
+    assert node.image_socket.stat().st_gid == group.gr_gid
     mode = node.image_socket.stat().st_mode
     assert stat.S_ISSOCK(mode)
     assert stat.S_IMODE(mode) == 0o660
     assert node.running.pop("service").stop() == 0
     assert not node.image_socket.exists()
     assert [event for event in node.events("stopped") if event["pulls_given_up"] == 0]
+
+
+def test_a_group_that_there_is_not(node: Node) -> None:
+    node.group = "no-such-group"
+    with pytest.raises(AssertionError, match="there is no group no-such-group"):
+        node.start("service")
 
 
 def test_bad_signatures_and_dead_caches(directory: Path, served: Served) -> None:

@@ -55,7 +55,9 @@ def test_errors_and_plain_lines() -> None:
     log = LogReader()
     log.feed(line(action="msg", level=0, msg="trace and all", raw_msg="\x1b[31;1mbad\x1b[0m thing"))
     log.feed(line(action="msg", level=1, msg="warning: x", raw_msg="x"))
+    log.feed(line(action="msg", level=0, msg="\x1b[31;1merror:\x1b[0m goes on"))
     log.feed(b"nix: \xff segmentation fault\a")
+    assert list(log.warnings) == ["x", "goes on"]
     assert log.errors == ["bad thing"]
     assert list(log.plain) == ["nix: \ufffd segmentation fault"]
 

@@ -1,0 +1,44 @@
+"""What a node must not keep: everything that pulls leave behind, counted once the images are gone."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.integration.kubelet import PAUSE, Node
+from tests.integration.processes import wait_until
+
+
+def nothing_left(node: Node) -> None:
+    """Once its images are removed, a node is as it was."""
+    with node.kubelet() as kubelet:
+        for image in kubelet.images():
+            if PAUSE not in image.repo_tags:
+                kubelet.remove(image.id)
+    # containerd cleans up a moment later, and so does the image service.
+    wait_until(lambda: not list(leftovers(node)), seconds=20, what=f"nothing is left: {[*leftovers(node)]}")
+
+
+def leftovers(node: Node) -> Iterator[str]:
+    if node.roots.exists():
+        yield from (f"links of {name}" for name in os.listdir(node.roots))
+    yield from (f"lease {line}" for line in node.ctr("leases", "ls", "--quiet").stdout.split())
+    yield from (f"image {name}" for name in images(node) if not name.startswith(("localhost/", "sha256:")))
+    yield from (f"upload {line}" for line in node.ctr("content", "active").stdout.splitlines()[1:])
+    pinned = PAUSE in images(node)
+    snapshots = node.ctr("snapshots", "--snapshotter", "nix", "ls").stdout.splitlines()[1:]
+    yield from (f"snapshot {line}" for line in snapshots[1 if pinned else 0 :])
+    kept = len(os.listdir(node.directory / "snapshotter/snapshots")) if snapshots else 0
+    if kept > len(snapshots):
+        yield f"{kept - len(snapshots)} directories of snapshots"
+    yield from (f"temporary {file}" for file in temporary(node))
+
+
+def images(node: Node) -> list[str]:
+    return node.ctr("images", "ls", "--quiet").stdout.split()
+
+
+def temporary(node: Node) -> Iterator[Path]:
+    """Files that are being written, of the image service and of containerd's content store."""
+    for directory in (node.directory / "storage/staging", *node.directory.glob("root/*content*/ingest")):
+        if directory.exists():
+            yield from directory.iterdir()
