@@ -36,22 +36,14 @@ class Leases:
     async def held(self) -> AsyncIterator[str]:
         """The id of a lease that is given back behind, or by `drop_orphans` when that fails. Raises ContainerdError."""
         lease = f"{_PREFIX}{uuid.uuid4().hex}"
-        expiry = (datetime.now(UTC) + _AT_MOST).isoformat(timespec="seconds")
         self._held.add(lease)
-        failed = True
         try:
-            await self._containerd.call(
-                f"{_LEASES}/Create",
-                CreateRequest(id=lease, labels={"containerd.io/gc.expire": expiry}),
-                Empty,
-                "make a lease",
-            )
+            await self._make(lease)
             yield lease
-            failed = False
         finally:
             self._held.discard(lease)
             try:
-                await self._drop(lease, sync=failed)  # what nobody needs is gone at once
+                await self._drop(lease, sync=False)
             except ContainerdError as error:
                 log.info("lease-not-dropped", lease=lease, reason=str(error))
 
@@ -64,6 +56,21 @@ class Leases:
             if lease.id.startswith(_PREFIX) and lease.id not in self._held:
                 await self._drop(lease.id, sync=True)
                 log.info("lease-dropped", lease=lease.id)
+
+    async def collect(self) -> None:
+        """Have containerd remove what nothing needs: it does when it is asked to wait for that with a lease's end."""
+        lease = f"{_PREFIX}{uuid.uuid4().hex}"
+        await self._make(lease)
+        await self._drop(lease, sync=True)
+
+    async def _make(self, lease: str) -> None:
+        expiry = (datetime.now(UTC) + _AT_MOST).isoformat(timespec="seconds")
+        await self._containerd.call(
+            f"{_LEASES}/Create",
+            CreateRequest(id=lease, labels={"containerd.io/gc.expire": expiry}),
+            Empty,
+            "make a lease",
+        )
 
     async def _drop(self, lease: str, *, sync: bool) -> None:
         await self._containerd.call(

@@ -34,6 +34,7 @@ log = structlog.get_logger()
 
 _SWEEP_SECONDS: Final = 600  # images can be removed behind our back
 _RETRY_SECONDS: Final = 2
+_THOROUGH_SWEEPS: Final = 3
 _SOCKET_MODE: Final = 0o660
 
 
@@ -77,6 +78,7 @@ async def serve_image_service(
         prefetcher,
         Builder(containerd, prefetcher, parts.realiser, roots),
         sweeping.soon,
+        sweeping.soon_and_thoroughly,
     )
     server = grpc.aio.server(
         options=(("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
@@ -109,16 +111,30 @@ class Sweeper:
         self._leases = leases
         self._roots = roots
         self._wanted = asyncio.Event()
+        self._thorough = 0
 
     def soon(self) -> None:
+        self._wanted.set()
+
+    def soon_and_thoroughly(self) -> None:
+        """containerd cleans up first, which it does by itself only when an image is removed.
+
+        Several times: it may be some moments before it lets go of what it was doing.
+        """
+        self._thorough = _THOROUGH_SWEEPS
         self._wanted.set()
 
     async def run(self) -> None:
         while True:
             self._wanted.clear()
-            wait_seconds: float = _SWEEP_SECONDS
+            wait_seconds = _SWEEP_SECONDS
             try:
+                if self._thorough:
+                    await self._leases.collect()
+                    self._thorough -= 1
                 await sweep(self._containerd, self._leases, self._roots)
+                if self._thorough:
+                    wait_seconds = _RETRY_SECONDS
             except ContainerdError as error:
                 log.info("not-swept", reason=str(error))
                 wait_seconds = _RETRY_SECONDS

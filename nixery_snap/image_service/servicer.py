@@ -43,7 +43,7 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class ImageService(grpc.GenericRpcHandler):
-    """Chooses by method who answers. `sweep_soon` is called when an image may have gone."""
+    """Chooses by method who answers. `removed` is called when an image may have gone, `failed` when none came to be."""
 
     def __init__(
         self,
@@ -52,14 +52,16 @@ class ImageService(grpc.GenericRpcHandler):
         registry_images: RegistryImages,
         prefetcher: Prefetcher,
         builder: Builder,
-        sweep_soon: Callable[[], None],
+        removed: Callable[[], None],
+        failed: Callable[[], None],
     ) -> None:
         self._containerd = containerd
         self._node_images = node_images
         self._registry_images = registry_images
         self._prefetcher = prefetcher
         self._builder = builder
-        self._sweep_soon = sweep_soon
+        self._removed = removed
+        self._failed = failed
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         if call.method == _REALISE:
@@ -95,7 +97,7 @@ class ImageService(grpc.GenericRpcHandler):
                 async for response in pass_on(self._containerd, method, _once(content), context):
                     yield response
         except BaseException:
-            self._sweep_soon()  # what was fetched for it may be for nothing
+            self._failed()
             raise
 
     async def _remove_image(
@@ -103,7 +105,7 @@ class ImageService(grpc.GenericRpcHandler):
     ) -> AsyncIterator[bytes]:
         async for response in pass_on(self._containerd, method, requests, context):
             yield response
-        self._sweep_soon()
+        self._removed()
 
     async def _image_fs_info(
         self, method: str, requests: AsyncIterator[bytes], context: Context

@@ -160,7 +160,7 @@ def held(release: threading.Event) -> Fault:
     """Nothing is answered before `release`."""
 
     def fault(handler: Handler) -> None:
-        release.wait(60)
+        release.wait(120)
         handler.whole()
 
     return fault

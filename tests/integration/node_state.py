@@ -1,11 +1,11 @@
 """What a node must not keep: everything that pulls leave behind, counted once the images are gone."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.integration.kubelet import PAUSE, Node
-from tests.integration.processes import wait_until
 
 
 def nothing_left(node: Node) -> None:
@@ -15,7 +15,11 @@ def nothing_left(node: Node) -> None:
             if PAUSE not in image.repo_tags:
                 kubelet.remove(image.id)
     # containerd cleans up a moment later, and so does the image service.
-    wait_until(lambda: not list(leftovers(node)), seconds=20, what=f"nothing is left: {[*leftovers(node)]}")
+    for _ in range(60):
+        if not (left := list(leftovers(node))):
+            return
+        time.sleep(0.5)
+    raise AssertionError(left)
 
 
 def leftovers(node: Node) -> Iterator[str]:

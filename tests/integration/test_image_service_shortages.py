@@ -46,7 +46,7 @@ def test_who_gives_up_ends_the_wait_and_not_the_work(node: Node, slow_cache: Mis
             assert kubelet.refused("nix:0/hello", seconds=1)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
         else:
             pull = kubelet.pulling("nix:0/hello")
-            wait_until(lambda: has_asked_for_nars(slow_cache), seconds=30, what="it fetches")
+            wait_until(lambda: has_asked_for_nars(slow_cache), seconds=60, what="it fetches")
             assert pull.cancel()
         assert kubelet.status("nix:0/hello") is None
         again = kubelet.pulling("nix:0/hello")  # joins what goes on
@@ -115,7 +115,7 @@ def test_nix_daemon_killed_during_a_prefetch(node: Node, slow_cache: Misbehaving
     node.start("nix-daemon", "snapshotter", "containerd", "service")
     with node.kubelet() as kubelet:
         pull = kubelet.pulling("nix:0/shell/hello")
-        wait_until(lambda: has_asked_for_nars(slow_cache), seconds=30, what="it fetches")
+        wait_until(lambda: has_asked_for_nars(slow_cache), seconds=60, what="it fetches")
         node.kill_nix_daemon()
         error = pull.exception()
         assert isinstance(error, grpc.RpcError)
