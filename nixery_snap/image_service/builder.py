@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -47,20 +46,24 @@ class Builder:
         path, link = StorePath.parse(store_path), Path(out_link)
         if not link.is_absolute() or ".." in link.parts:
             raise InvalidFormat("link", out_link, "it must be an absolute path")
-        key = None
         with suppress(NixerySnapError):  # the path by itself may still be had
-            if found := await self._image_with(path):
-                await self._prefetcher.fetch(found.hex, self._manifests[found])
-                key = found.hex
-        try:
-            await asyncio.to_thread(os.makedirs, link.parent, exist_ok=True)
-            linked = False
-            if key:
-                linked = await asyncio.to_thread(self._roots.add_link, key, link, path)
-        except OSError as error:
-            raise StorageError(f"no link {link}: {error}") from error
-        if not linked:
-            await self._realiser.fetch(link, [path], (), lambda line: None)
+            if image := await self._image_with(path):
+                if await self._linked(image, link, path):
+                    return
+                await self._prefetcher.fetch(image.hex, self._manifests[image])
+                if await self._linked(image, link, path):
+                    return
+        await asyncio.to_thread(_make_directory, link.parent)
+        await self._realiser.fetch(link, [path], (), lambda line: None)
+
+    async def _linked(self, image: Digest, link: Path, path: StorePath) -> bool:
+        """Whether that could be done without Nix."""
+
+        def add_link() -> bool:
+            _make_directory(link.parent)
+            return self._roots.add_link(image.hex, link, path)
+
+        return await asyncio.to_thread(add_link)
 
     async def _image_with(self, path: StorePath) -> Digest | None:
         async with self._looking:
@@ -83,3 +86,10 @@ class Builder:
             except (ContainerdError, InvalidFormat) as error:
                 log.info("manifest-unread", digest=str(digest), reason=str(error))
                 self._manifests[digest] = NamedPaths(frozenset())
+
+
+def _make_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"no directory {path}: {error}") from error

@@ -1,25 +1,26 @@
 """nix-snapshotter's `external_builder`: has the image service realise a store path, or Nix when it is not there.
 
-It is started once for each store path, so it imports next to nothing: the one call it makes is gRPC written out
-(gRPC over HTTP/2; RFC 9113; RFC 7541, section 6.2.2 for the header fields).
+It is started once for each store path, so it imports nothing but what Python has imported by then, and the one call it
+makes is gRPC written out (gRPC over HTTP/2; RFC 9113; RFC 7541, section 6.2.2 for the header fields).
 """
 
-from __future__ import annotations
-
 import os
-import socket
 import sys
-from typing import BinaryIO, Final
+from _socket import AF_UNIX, socket  # what the module socket wraps
 
-_LISTEN_VARIABLE: Final = "NIXERY_SNAP_IMAGE_SERVICE__LISTEN"
-_DEFAULT_SOCKET: Final = "/run/nixery-snap/image.sock"
-_METHOD: Final = b"/nixery_snap.node.v1.StorePaths/Realise"
-_TIMEOUT_SECONDS: Final = 3600
-_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_LISTEN_VARIABLE: "Final" = "NIXERY_SNAP_IMAGE_SERVICE__LISTEN"
+_DEFAULT_SOCKET: "Final" = "/run/nixery-snap/image.sock"
+_METHOD: "Final" = b"/nixery_snap.node.v1.StorePaths/Realise"
+_TIMEOUT_SECONDS: "Final" = 3600
+_PREFACE: "Final" = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY = 0x0, 0x1, 0x3, 0x4, 0x6, 0x7
-_ACK: Final = 0x1
-_END_STREAM: Final = 0x1
-_END_HEADERS: Final = 0x4
+_ACK: "Final" = 0x1
+_END_STREAM: "Final" = 0x1
+_END_HEADERS: "Final" = 0x4
 
 
 def main() -> None:
@@ -40,12 +41,11 @@ def realise(out_link: str, store_path: str) -> None:
 def ask(socket_path: str, out_link: str, store_path: str) -> bool:
     """Whether the image service did it."""
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(_TIMEOUT_SECONDS)
-            connection.connect(socket_path)
-            connection.sendall(_request(out_link.encode(), store_path.encode()))
-            with connection.makefile("rb") as answers:
-                return _is_done(answers, connection)
+        connection = socket(AF_UNIX)
+        connection.settimeout(_TIMEOUT_SECONDS)
+        connection.connect(socket_path)
+        connection.sendall(_request(out_link.encode(), store_path.encode()))
+        return _is_done(connection)
     except OSError:
         return False
 
@@ -72,12 +72,12 @@ def _request(out_link: bytes, store_path: bytes) -> bytes:
     )
 
 
-def _is_done(answers: BinaryIO, connection: socket.socket) -> bool:
+def _is_done(connection: socket) -> bool:
     """An answer comes with success only; a refusal is nothing but headers."""
     done = False
-    while len(head := answers.read(9)) == 9:
+    while len(head := _read(connection, 9)) == 9:
         size, kind, flags = int.from_bytes(head[:3], "big"), head[3], head[4]
-        payload = answers.read(size)
+        payload = _read(connection, size)
         if kind == _SETTINGS and not flags & _ACK:
             connection.sendall(_frame(_SETTINGS, _ACK, 0, b""))
         elif kind == _PING and not flags & _ACK:
@@ -89,6 +89,14 @@ def _is_done(answers: BinaryIO, connection: socket.socket) -> bool:
         if kind in {_DATA, _HEADERS} and flags & _END_STREAM:
             return done
     return False
+
+
+def _read(connection: socket, size: int) -> bytes:
+    """Fewer bytes only at the end."""
+    content = b""
+    while len(content) < size and (more := connection.recv(size - len(content))):
+        content += more
+    return content
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:

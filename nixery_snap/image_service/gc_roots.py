@@ -55,7 +55,8 @@ class GcRoots:
     def add_link(self, key: str, link: Path, path: StorePath) -> bool:
         """Make `link` another root of a path that `key` holds already, as Nix does but without a process.
 
-        Blocking. False where Nix has to do it: its state is not ours to write, or `key` does not hold the path.
+        Blocking; raises StorageError. False where Nix has to do it: its state is not ours to write, or `key` does not
+        hold the path.
         """
         if not os.access(self._indirect, os.W_OK):
             return False
@@ -64,8 +65,11 @@ class GcRoots:
                 return False
             # Nix, src/libstore/local-store: addIndirectRoot.
             name = base32.encode(hashlib.sha1(os.fsencode(link), usedforsecurity=False).digest())
-            _replace_link(self._indirect / name, str(link))
-            _replace_link(link, str(path))
+            try:
+                _replace_link(self._indirect / name, str(link))
+                _replace_link(link, str(path))
+            except OSError as error:
+                raise StorageError(f"no link {link}: {error}") from error
         return True
 
     def unused(self) -> list[str]:

@@ -238,6 +238,16 @@ class Node:
             if daemon := self.running.pop(part, None):
                 daemon.stop()
 
+    def use_external_builder(self) -> None:
+        """The snapshotter calls ours, which a script tells where this node's socket and store are."""
+        self.builder = self.directory / "builder"
+        program = ROOT / "bin/nixery-snap-external-builder"
+        self.builder.write_text(
+            f"#!/bin/sh\nexport NIXERY_SNAP_IMAGE_SERVICE__LISTEN=unix://{self.image_socket}"
+            f' NIX_REMOTE={self.store.root}\nexec {sys.executable} {program} "$@"\n'
+        )
+        self.builder.chmod(0o755)
+
     def start_own_containerd(self) -> None:
         self.running["containerd"] = self.start_containerd()
 

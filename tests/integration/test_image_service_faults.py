@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import stat
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -211,7 +210,7 @@ def test_registries_by_the_transfer_service(directory: Path, registry: Registry)
 @pytest.mark.parametrize("service", [True, False], ids=["with the service", "without it"])
 def test_external_builder(node: Node, service: bool, registry: Registry) -> None:
     """containerd pulls by itself; the snapshotter has its paths realised by the image service, or by Nix."""
-    node.builder = builder_script(node)
+    node.use_external_builder()
     node.substituters.append(Substituter(registry.cache_url, [registry.public_key]))
     node.start("snapshotter", "containerd", *(["service"] if service else []))
     name = f"{registry.host}/nix-snapshotter/wide:latest"
@@ -243,18 +242,3 @@ def pull_directly(node: Node, name: str) -> None:
         alone.close()
     else:
         node.ctr("images", "pull", "--plain-http", "--snapshotter", "nix", name)
-
-
-def builder_script(node: Node) -> Path:
-    """What the snapshotter calls: the program, told where this node's socket and store are."""
-    script = node.directory / "builder"
-    python = f"{sys.executable} -I"
-    script.write_text(
-        f"#!/bin/sh\nexport NIXERY_SNAP_IMAGE_SERVICE__LISTEN=unix://{node.image_socket}"
-        f' NIX_REMOTE={node.store.root}\nexec {python} {BUILDER} "$@"\n'
-    )
-    script.chmod(0o755)
-    return script
-
-
-BUILDER = Path(__file__).parents[2] / "nixery_snap/image_service/external_builder.py"
