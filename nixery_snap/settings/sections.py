@@ -183,5 +183,8 @@ class LimitSettings(Section):
 
 
 class MetricsSettings(Section):
+    """What Prometheus reads; the page on monitoring says more."""
+
     listen: ListenAddress | Literal[""] = ""
-    """HOST:PORT where /metrics is served, of the registry or the image service; nowhere when empty."""
+    """Where `/metrics` is served, by `serve` or `image-service`; nowhere when empty. There is no authentication:
+    choose an address that only Prometheus reaches."""
