@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -97,7 +98,11 @@ def test_nix_can_be_parsed(block: Block) -> None:
 
 @pytest.mark.parametrize("block", [*of("json"), *of("yaml")], ids=name_of)
 def test_data_can_be_read(block: Block) -> None:
-    assert json.loads(block.text) if block.language == "json" else [*yaml.safe_load_all(block.text)]
+    found = [json.loads(block.text)] if block.language == "json" else [*yaml.safe_load_all(block.text)]
+    assert all(found)
+    for one in found:
+        if one.get("apiVersion") == "v1":
+            kubernetes_validate.validate(one, "1.37", strict=True)
 
 
 @pytest.mark.parametrize("block", of("ini"), ids=name_of)
