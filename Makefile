@@ -31,10 +31,11 @@ dev: setup ## what the checks need besides
 	@scripts/venv dev
 	@scripts/protos
 
-tools: setup ## the programs that the tests run
+tools: dev ## the programs that the tests run
 	@scripts/test-tools
 	@scripts/test-containerd
 	@scripts/test-nix
+	@scripts/test-azurite
 
 lint: dev ## style of Python and shell code
 	$(BIN)/ruff check

@@ -18,6 +18,7 @@ from nixery_snap.nix_stores.cache_transport import open_transport
 from nixery_snap.nix_stores.command import NixCommand, NixStore
 from nixery_snap.nix_stores.own_transport import Forgetful, OwnTransport
 from nixery_snap.nix_stores.substituter import Substituter
+from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import CacheFiles, PackageSource, PinStore, Records
 from nixery_snap.settings import OWN_CACHE, Settings, masked
 from nixery_snap.sources.credentials import basic
@@ -38,6 +39,16 @@ def open_nix(settings: Settings) -> NixCommand:
         reason = f"{settings.cache_path} cannot be used: {error.strerror}"
         raise SettingsError("cache_directory", reason) from error
     return NixCommand(store, home, settings.nix.options)
+
+
+def open_objects(settings: Settings) -> ObjectStore:
+    """Raises SettingsError."""
+    limits = settings.object_store
+    return ObjectStore(
+        settings.storage_url,
+        url_lifetime_seconds=limits.url_lifetime if limits.delivery == "redirect" else None,
+        timeout_seconds=limits.timeout,
+    )
 
 
 def own_substituter(files: CacheFiles, key: SecretKey) -> Substituter:

@@ -15,7 +15,7 @@ from typing import Final
 
 from rich.filesize import decimal
 
-from nixery_snap.adapters import open_nix, open_source_of, open_substituters, read_popularity
+from nixery_snap.adapters import open_nix, open_objects, open_source_of, open_substituters, read_popularity
 from nixery_snap.errors import NixError, NixerySnapError, StorageError
 from nixery_snap.evaluation.one_shot import OneShotEvaluator
 from nixery_snap.imaging.request import DEFAULT_TAG
@@ -59,7 +59,7 @@ async def examine(settings: Settings, containerd: str | None = None) -> list[Fin
     Raises SettingsError where there is nothing to try.
     """
     async with AsyncExitStack() as stack:
-        objects = ObjectStore(settings.storage_url)
+        objects = open_objects(settings)
         nix = open_nix(settings)
         checks: list[tuple[str, _Check]] = [
             ("Nix", partial(_version, nix)),
@@ -112,6 +112,7 @@ async def _store(nix: NixCommand) -> str:
 
 async def _storage(objects: ObjectStore) -> str:
     """Write, read and remove something."""
+    await objects.initialise()
     key, content = f"staging/doctor-{uuid.uuid4().hex}", uuid.uuid4().bytes
     await objects.put(key, content)
     try:

@@ -420,6 +420,18 @@ class StorageError(NixerySnapError):
     """The object store, or the local cache directory, cannot do what it must."""
 
 
+class StorageUnavailable(StorageError):
+    """The object store does not answer, or with errors that pass: another try helps."""
+
+
+class StorageFull(StorageError):
+    """There is no room left for what is to be written; what is there can be read."""
+
+
+class StorageForbidden(StorageError):
+    """The object store may not be read or written: a read-only disk, or credentials without the right to."""
+
+
 class SourceError(NixerySnapError):
     """A package source cannot be read."""
 

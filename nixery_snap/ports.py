@@ -5,8 +5,8 @@ All implementations of one port pass the same suite in `tests/contract/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,10 @@ from nixery_snap.nix.file_tree import FileEntry, Node
 from nixery_snap.nix.path_info import Closure, PathInfo
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.oci.digest import Digest
+
+Progress = Callable[[str], None]
+"""Takes one line for people about what is going on now."""
+
 
 # --- object store -----------------------------------------------------------------------------------
 
@@ -43,13 +47,24 @@ class StoredBytes:
 
 @dataclass(frozen=True, slots=True)
 class SignedUrl:
-    """A blob that the client can fetch by itself, for a limited time."""
+    """A blob that the client can fetch by itself, for a limited time: `url` is for GET, `head_url` for HEAD."""
 
     url: str
+    head_url: str
     size_bytes: int
 
 
-Location = StoredFile | StoredBytes | SignedUrl
+@dataclass(frozen=True, slots=True)
+class StoredStream:
+    """A blob somewhere else, to be passed on piece by piece. `version` changes with the content."""
+
+    size_bytes: int
+    version: str
+    pieces: Callable[[int, int], AsyncIterator[bytes]]
+    """From a position on, so many bytes. Iterating raises StorageError."""
+
+
+Location = StoredFile | StoredBytes | SignedUrl | StoredStream
 
 
 class BlobWriter(Protocol):
@@ -98,6 +113,15 @@ class Records(Protocol):
 
     async def put(self, kind: str, key: str, value: Any) -> Any:
         """What is recorded now: `value`, or what another process recorded first."""
+
+
+class Leases(Protocol):
+    """Lets processes that share a store work at the same thing one after the other. They save work: nothing depends on
+    them.
+    """
+
+    def held(self, key: str, progress: Progress) -> AbstractAsyncContextManager[None]:
+        """Entering waits while another works at `key`, whose work may then be done. Raises StorageError."""
 
 
 # --- package sources --------------------------------------------------------------------------------
@@ -284,10 +308,6 @@ class Evaluator(Protocol):
         Raises EvaluationFailed, EvaluationTimedOut, EvaluationTooBig, NixTooOld, ExperimentalFeatureMissing,
         NixUnusable.
         """
-
-
-Progress = Callable[[str], None]
-"""Takes one line for people about what is going on now."""
 
 
 class Realiser(Protocol):

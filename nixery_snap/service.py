@@ -13,6 +13,7 @@ import structlog
 from nixery_snap.adapters import (
     nix_options,
     open_nix,
+    open_objects,
     open_source_of,
     open_substituters,
     own_substituter,
@@ -39,14 +40,14 @@ from nixery_snap.nix_stores.own_cache import OwnCache
 from nixery_snap.nix_stores.path_info_command import LocalPathInfos, NixPathInfos
 from nixery_snap.nix_stores.publisher import CachePublisher, NothingPublished
 from nixery_snap.nix_stores.realiser import NixRealiser
-from nixery_snap.nix_stores.signing_key import load_signing_key
+from nixery_snap.nix_stores.signing_key import agree_on_key, load_signing_key
 from nixery_snap.nix_stores.substituted_contents import SubstitutedContents
 from nixery_snap.nix_stores.substituters import Substituters
 from nixery_snap.object_store.blobs import Blobs
 from nixery_snap.object_store.cache_files import StoredCacheFiles
+from nixery_snap.object_store.leases import StoredLeases
 from nixery_snap.object_store.pins import StoredPins
 from nixery_snap.object_store.records import StoredRecords
-from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import BinaryCache, BlobStore, Evaluator, PackageSet, PathInfoSource, StoreContents
 from nixery_snap.settings import OWN_CACHE, Settings
 
@@ -85,11 +86,14 @@ class Service:
 async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIterator[Service]:
     """`on_node`: images are for this machine alone, so nothing is published. Raises SettingsError, NixError."""
     nix = open_nix(settings)
-    objects = ObjectStore(settings.storage_url)
+    objects = open_objects(settings)
+    await objects.initialise()
     blobs = Blobs(objects)
     records = StoredRecords(objects, settings.limits.memory_cache)
     files = StoredCacheFiles(objects)
     key = load_signing_key(settings.signing_key_path, create=not settings.binary_cache.signing_key_file)
+    if settings.binary_cache.publish != "off" and not on_node:
+        await agree_on_key(key, records)
     async with AsyncExitStack() as stack:
         stack.callback(blobs.close)
         own, others = own_substituter(files, key), open_substituters(settings, records)
@@ -157,6 +161,7 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
             assembler=Assembler(contents, blobs, layers, max_layers, popularity, names_paths=names_paths),
             blobs=blobs,
             records=records,
+            leases=StoredLeases(objects, settings.object_store.lease),
         )
         base_packages = tuple(map(AttributePath.parse, settings.base_packages))
         delivery = (sorted(settings.client_substituters), settings.names_closure_info, names_paths)

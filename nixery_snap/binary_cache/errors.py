@@ -31,6 +31,8 @@ STATUSES: Final[dict[type[errors.NixerySnapError], int]] = {
     errors.ShuttingDown: 503,
     errors.ContainerdError: 500,
     errors.StorageError: 500,
+    errors.StorageUnavailable: 503,
+    errors.StorageFull: 503,
     errors.SourceError: 503,
     errors.SettingsError: 500,
 }

@@ -9,7 +9,14 @@ from typing import Any, Generic, TypeVar
 
 from cachetools import TTLCache
 
-from nixery_snap.errors import NixerySnapError, ShuttingDown, StillWorking, TooManyRequests
+from nixery_snap.errors import (
+    NixerySnapError,
+    ShuttingDown,
+    StillWorking,
+    StorageFull,
+    StorageUnavailable,
+    TooManyRequests,
+)
 
 T = TypeVar("T")
 _RETRY_AFTER_SECONDS = 10
@@ -73,7 +80,7 @@ class Coalescer(Generic[T]):
     async def _watch(self, key: str, work: Callable[[], Awaitable[T]]) -> T:
         try:
             return await work()
-        except TooManyRequests:
+        except (TooManyRequests, StorageUnavailable, StorageFull):  # they pass
             raise
         except NixerySnapError as error:
             self._failures[key] = error

@@ -93,7 +93,7 @@ class LayerMaker:
             layer = Layer.from_json(record)
             if await self._blobs.has(layer.digest):
                 return layer
-        members = {info: await self._member(info) for info in infos}
+        members = dict(zip(infos, await asyncio.gather(*map(self._member, infos)), strict=True))
         async with self._threads:
             layer, packed = await asyncio.to_thread(self._pack_paths, members)
         for info in infos:

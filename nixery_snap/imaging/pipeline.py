@@ -49,6 +49,7 @@ from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import (
     BlobStore,
     Evaluator,
+    Leases,
     Package,
     PackageSource,
     PathInfoSource,
@@ -109,6 +110,7 @@ class Steps:
     assembler: Assembler
     blobs: BlobStore
     records: Records
+    leases: Leases
 
 
 class Pipeline:
@@ -254,9 +256,11 @@ class Pipeline:
             progress(line)
 
         try:
-            if image := await self._from_record(key, request, pin):  # made while its record was looked for
-                return image
-            return await self._image(key, request, pin, note)
+            async with self._steps.leases.held(key, note):
+                # Another process, or this one while the record was looked for, may have made it.
+                if image := await self._from_record(key, request, pin):
+                    return image
+                return await self._image(key, request, pin, note)
         finally:
             self._states.pop(key, None)
 
@@ -395,7 +399,7 @@ class Pipeline:
             await self._steps.blobs.get(manifest.config.digest)
         except BlobNotFound:
             return False
-        return all([await self._steps.blobs.has(layer.digest) for layer in manifest.layers])
+        return all(await asyncio.gather(*(self._steps.blobs.has(layer.digest) for layer in manifest.layers)))
 
     async def _realise(self, key: str, resolution: Resolution, progress: Progress) -> None:
         packages = [package for package in resolution.packages if not await self._is_known(package)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
@@ -14,9 +13,10 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError
-from obstore.store import GCSStore, LocalStore, S3Store
+from obstore.store import LocalStore
 from yarl import URL
 
+from nixery_snap.buckets import PARAMETERS, Bucket, open_bucket
 from nixery_snap.errors import InvalidFormat, SettingsError
 from nixery_snap.nix_stores.decompression import sniffed
 from nixery_snap.nix_stores.small_http import Answer, SmallHttp, Unusual
@@ -27,8 +27,6 @@ _MAX_REDIRECTS: Final = 5
 _TURNS: Final = 64
 _ABSENT: Final = frozenset({403, 404, 410})  # buckets that may not be listed answer 403 for what is not there
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-# What of an object store's URL says where it is, and nothing secret; Nix's own names and one more.
-_S3_PARAMETERS: Final = ("region", "endpoint", "scheme", "skip_signature")
 
 
 class TransportFailed(Exception):
@@ -232,7 +230,7 @@ class ObjectTransport:
     def __init__(
         self,
         url: str,
-        store: LocalStore | S3Store | GCSStore,
+        store: LocalStore | Bucket,
         *,
         turns: asyncio.Semaphore | None = None,
         request_timeout: float = 15,
@@ -284,57 +282,28 @@ def open_transport(
     request_timeout: float = 15,
     nar_timeout: float = 3600,
 ) -> CacheTransport:
-    """For https, http, file, s3 and gs. Raises SettingsError for a URL that is none of these."""
+    """For https, http, file and buckets. Raises SettingsError for a URL that is none of these."""
     scheme = urlsplit(url).scheme
     if scheme in {"http", "https"}:
         return HttpTransport(
             url, session, turns=turns, request_timeout=request_timeout, nar_timeout=nar_timeout
         )
     try:
-        store = _object_store(url)
+        store = _object_store(url, request_timeout)
     except (BaseError, OSError, ValueError) as error:
         raise SettingsError("substituters", f"{shown_url(url)}: {error}") from None
     return ObjectTransport(url, store, turns=turns, request_timeout=request_timeout, nar_timeout=nar_timeout)
 
 
-def _object_store(url: str) -> LocalStore | S3Store | GCSStore:
+def _object_store(url: str, timeout_seconds: float) -> LocalStore | Bucket:
     """Raises ValueError."""
     parts = urlsplit(url)
-    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
-    prefix = unquote(parts.path).strip("/") or None
-    # Substituter tries again by itself, and knows when to stop.
-    retries: Any = {"max_retries": 0}
-    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and not parameters:
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/") and not parts.query:
         return LocalStore(unquote(parts.path))
-    if parts.scheme == "gs" and parts.netloc and set(parameters) <= {"skip_signature"}:
-        public: dict[str, Any] = {"skip_signature": True} if _flag(parameters) else {}
-        return GCSStore(parts.netloc, prefix=prefix, retry_config=retries, **public)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise ValueError("it must be https://…, http://…, file:///…, s3://… or gs://…")
-    if unknown := parameters.keys() - set(_S3_PARAMETERS):
-        raise ValueError(f"{', '.join(sorted(unknown))}: only {', '.join(_S3_PARAMETERS)} are known")
-    scheme = parameters.get("scheme", "https")
-    if scheme not in {"http", "https"}:
-        raise ValueError("scheme must be http or https")
-    options: dict[str, Any] = {
-        "region": parameters.get("region") or os.environ.get("AWS_REGION", "us-east-1")
-    }
-    if endpoint := parameters.get("endpoint"):
-        options["endpoint"] = f"{scheme}://{endpoint}"
-        options["virtual_hosted_style_request"] = False
-    if _flag(parameters):
-        options["skip_signature"] = True
-    return S3Store(
-        parts.netloc,
-        prefix=prefix,
-        retry_config=retries,
-        client_options={"allow_http": scheme == "http"},
-        **options,
-    )
-
-
-def _flag(parameters: dict[str, str]) -> bool:
-    return parameters.get("skip_signature", "") in {"", "1", "true"} and "skip_signature" in parameters
+    if parts.scheme not in PARAMETERS:
+        raise ValueError(f"it must be https://…, http://…, file:///…, or {', '.join(PARAMETERS)} with ://…")
+    # Substituter tries again by itself, and knows when to stop.
+    return open_bucket(url, max_retries=0, timeout_seconds=timeout_seconds)
 
 
 @lru_cache(1024)
@@ -342,6 +311,6 @@ def shown_url(url: str) -> str:
     """A cache's URL for people, records and path infos: without user, password and secrets in its query."""
     parts = urlsplit(url)
     query = ""
-    if parts.scheme in {"s3", "gs"}:
-        query = urlencode([item for item in parse_qsl(parts.query) if item[0] in _S3_PARAMETERS])
+    if known := PARAMETERS.get(parts.scheme):
+        query = urlencode([item for item in parse_qsl(parts.query) if item[0] in known])
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), query, ""))

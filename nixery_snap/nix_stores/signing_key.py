@@ -12,6 +12,7 @@ import structlog
 
 from nixery_snap.errors import InvalidFormat, SettingsError
 from nixery_snap.nix.signing import SecretKey
+from nixery_snap.ports import Records
 
 log = structlog.get_logger()
 
@@ -46,6 +47,24 @@ def load_signing_key(path: Path | None, *, create: bool) -> SecretKey:
             "binary_cache.signing_key_file",
             f"{path} cannot be used: {reason}; `nix key generate-secret --key-name NAME` makes one",
         ) from None
+
+
+async def agree_on_key(key: SecretKey, records: Records) -> None:
+    """Servers that share a store must sign with the same key, or each would undo what others have signed.
+
+    Raises SettingsError.
+    """
+    mine = {"publicKey": str(key.public_key)}
+    # A disk that cannot be written still can be served from.
+    recorded = await records.get("signing-key", "in-use") or await records.put("signing-key", "in-use", mine)
+    if recorded != mine:
+        raise SettingsError(
+            "binary_cache.signing_key_file",
+            f"the binary cache of this storage is signed with {recorded['publicKey']}, and this server has"
+            f" {mine['publicKey']}: name the same key file on all servers that share it (the first server's is"
+            " secrets/signing-key in its state directory unless its settings say otherwise), or, to change the key,"
+            " stop them all and remove the object records/signing-key/in/in-use.json",
+        )
 
 
 def _create(path: Path) -> None:

@@ -31,7 +31,7 @@ class Blobs:
 
     async def put(self, content: bytes) -> Digest:
         digest = Digest.of(content)
-        await self._store.put_if_absent(keys.blob(digest), content)
+        await self._store.put_content(keys.blob(digest), content)
         return digest
 
     async def get(self, digest: Digest) -> bytes:

@@ -10,12 +10,15 @@
         index         a revision of a source and a system -> the blobs with its packages, by attribute
         index-part    some attributes of that -> the blob with what they evaluate to
         narinfo       a substituter, its trusted keys and a hash part -> the narinfo that was verified
+        signing-key   `in-use` -> the public key that this store's narinfos are signed with
         roots         substituters, store paths and NAR hashes -> listings of those roots that are no directories
         root, tree    a substituter, a store path and its NAR hash -> what its NAR told: its root, all of it
     pins/<digest of source and tag>.json           what a moving tag meant when its source was last asked, and when
     nix-cache-info, <hash part>.narinfo, <hash part>.ls, nar/<file hash>.nar.<compression>, log/<derivation>
                                                    our own binary cache; a narinfo comes after its NAR
-    staging/                                       files being written, on local directories only
+    leases/<key>.<number>                          a sign of life of whoever makes the image of that key
+    format                                         of the version of this tree, in buckets
+    staging/                                       what is being written
     secrets/                                       the signing key, on local directories only; no object
 
 A record is written after everything that it names, and neither blobs nor records are ever changed; pins are. So any
@@ -31,6 +34,7 @@ from typing import Final
 from nixery_snap.oci.digest import Digest
 
 STAGING: Final = "staging"
+FORMAT: Final = "format"
 
 
 def blob(digest: Digest) -> str:
@@ -43,6 +47,10 @@ def record(kind: str, key: str) -> str:
 
 def pin(source: str, tag: str) -> str:
     return f"pins/{hashlib.sha256(json.dumps([source, tag]).encode()).hexdigest()}.json"
+
+
+def lease(key: str, number: int) -> str:
+    return f"leases/{key}.{number}"
 
 
 def cache_file(name: str) -> str:

@@ -4,249 +4,243 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import secrets
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
 from functools import partial
-from itertools import chain, count
 from pathlib import Path
-from typing import IO, Final
+from typing import Final, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, MemoryStore
+from obstore.store import AzureStore, LocalStore, MemoryStore
 
-from nixery_snap import metrics
+from nixery_snap.buckets import Bucket, open_bucket
 from nixery_snap.errors import SettingsError, StorageError
-from nixery_snap.in_batches import InBatches
 from nixery_snap.object_store import keys
-from nixery_snap.ports import Location, StoredBytes, StoredFile
+from nixery_snap.object_store.failures import translated
+from nixery_snap.object_store.local_files import LocalFiles
+from nixery_snap.object_store.multipart import staged_upload
+from nixery_snap.ports import Location, SignedUrl, StoredBytes, StoredStream
 
-_READ_BYTES: Final = 1024 * 1024
-_THREADS: Final = 4  # a disk may be slow
-_AT_A_TIME: Final = 128  # small objects
+_PIECE_BYTES: Final = 1024 * 1024
+_TURNS: Final = 128  # of questions that are asked by the thousand: each is a connection
+_RETRIES: Final = 4
 _STALE_STAGING_SECONDS: Final = 24 * 3600
 
 
-class ObjectStore:
-    """A store by URL: `file:///directory` or `memory://`.
+class Staged(Protocol):
+    """An object that is being written, in a worker thread; gone at the end of its context unless published."""
 
-    `root` is a local store's directory, None for others. There are many small objects in it, so what is read and
-    written most goes without obstore, for which each is a tour through its own threads.
+    def write(self, chunk: bytes) -> None: ...
+
+    def publish(self, key: str) -> None:
+        """Make it visible, all at once, under a key that tells its content; nothing may be written afterwards."""
+
+
+class ObjectStore:
+    """A store by URL: `file:///directory`, `memory://`, or a bucket.
+
+    `root` is a local store's directory, None for others. What is in a bucket is located as a URL that is signed for
+    `url_lifetime_seconds`, or with None as a stream. `timeout_seconds`: how long a bucket's server may be silent.
+    All methods raise StorageError.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self, url: str, *, url_lifetime_seconds: float | None = None, timeout_seconds: float = 30
+    ) -> None:
         parts = urlsplit(url)
-        self.root: Path | None = None
-        self._store: LocalStore | MemoryStore
-        if parts.scheme == "memory":
-            self._store = MemoryStore()
-            return
-        known = parts.scheme == "file" and parts.path.startswith("/")
-        if not known or parts.netloc or set("?#") & set(url):
-            raise SettingsError(
-                "storage", f"{url!r} is not file:///DIRECTORY or memory://; a ? or # in a name is %3F or %23"
-            )
-        self.root = Path(unquote(parts.path))
+        self._lifetime = None if url_lifetime_seconds is None else timedelta(seconds=url_lifetime_seconds)
+        self._turns = asyncio.Semaphore(_TURNS)
+        self._files: LocalFiles | None = None
+        self._bucket: Bucket | None = None
+        self._store: LocalStore | MemoryStore | Bucket
         try:
-            self._staging = self.root / keys.STAGING
-            self._staging.mkdir(parents=True, exist_ok=True)
-            _sweep(self._staging)
-            self._batches = InBatches(_THREADS)
-            self._unused_names = map(f"{secrets.token_hex(8)}-{{}}".format, count())
-            self._store = LocalStore(self.root)
+            if parts.scheme == "memory":
+                self._store = MemoryStore()
+            elif parts.scheme == "file" and parts.path.startswith("/") and not set("?#") & set(url):
+                if parts.netloc:
+                    raise ValueError("it must be file:///DIRECTORY")
+                self._files = LocalFiles(Path(unquote(parts.path)), keys.STAGING)
+                self._store = LocalStore(self._files.root)
+            else:
+                self._store = self._bucket = open_bucket(
+                    url, max_retries=_RETRIES, timeout_seconds=timeout_seconds
+                )
         except (OSError, BaseError) as error:
-            raise SettingsError("storage", f"{self.root} cannot be used: {error}") from error
+            raise SettingsError("storage", f"{url} cannot be used: {error}") from error
+        except ValueError as error:
+            raise SettingsError(
+                "storage",
+                f"{url!r} is neither file:///DIRECTORY, where a ? or # in a name is %3F or %23, nor memory:// nor a"
+                f" bucket: {error}",
+            ) from None
+
+    @property
+    def root(self) -> Path | None:
+        return None if self._files is None else self._files.root
+
+    async def initialise(self) -> None:
+        """See whether a bucket can do all that is asked of it, and clean up in it. Raises SettingsError."""
+        if self._bucket is None:
+            return
+        try:
+            # Two servers that both believe to have written first would serve different images under one name.
+            await self.put_if_absent(keys.FORMAT, b"1")
+            if await self.put_if_absent(keys.FORMAT, b"1"):
+                raise SettingsError(
+                    "storage",
+                    "its server overwrites objects that it is told not to overwrite (If-None-Match: *): it cannot be"
+                    " shared, and a newer release of it may be able to",
+                )
+        except StorageError as error:
+            raise SettingsError("storage", str(error)) from error
+        if self._lifetime is not None:
+            try:
+                await obstore.sign_async(self._bucket, "GET", keys.FORMAT, self._lifetime)
+            except (BaseError, ValueError, OSError) as error:
+                reason = str(error).partition("\n")[0]
+                raise SettingsError(
+                    "object_store.delivery",
+                    f"these credentials cannot sign URLs ({reason}); set it to proxy",
+                ) from None
+        async for key, _, modified in self.list_modified(keys.STAGING):
+            if modified < time.time() - _STALE_STAGING_SECONDS:
+                await self.delete(key)
 
     async def get(self, key: str) -> bytes | None:
-        with _translated(key):
-            if self.root is not None:
-                path = _below(self.root, key)
-                return await self._batches.run(lambda: _content(path))
+        with translated(key):
+            if self._files is not None:
+                return await self._files.get(key)
             try:
-                result = await obstore.get_async(self._store, key)
-                return bytes(await result.bytes_async())
+                async with self._turns:
+                    result = await obstore.get_async(self._store, key)
+                    return bytes(await result.bytes_async())
             except FileNotFoundError:
                 return None
 
     async def get_many(self, keys: Sequence[str]) -> Mapping[str, bytes]:
         """Those that are there."""
         contents: Iterable[bytes | None]
-        if (root := self.root) is None:
+        if self._files is None:
             contents = await asyncio.gather(*map(self.get, keys))
         else:
-            with _translated(f"{keys[0]} …" if keys else ""):
-                paths = [_below(root, key) for key in keys]
-                parts = [paths[begin : begin + _AT_A_TIME] for begin in range(0, len(paths), _AT_A_TIME)]
-                reading = (self._batches.run(partial(_contents, part)) for part in parts)
-                contents = chain.from_iterable(await asyncio.gather(*reading))
+            with translated(f"{keys[0]} …" if keys else ""):
+                contents = await self._files.get_many(keys)
         return {key: content for key, content in zip(keys, contents, strict=True) if content is not None}
 
     async def put_if_absent(self, key: str, content: bytes) -> bool:
         """Tells whether this call wrote it."""
-        with _translated(key):
-            if self.root is not None:
-                path = _below(self.root, key)
-                return await self._batches.run(lambda: self._create(path, content))
+        with translated(key):
+            if self._files is not None:
+                return await self._files.create(key, content)
             try:
-                await obstore.put_async(self._store, key, content, mode="create")
+                await obstore.put_async(self._store, key, content, mode="create", use_multipart=False)
             except AlreadyExistsError:
                 return False
             return True
 
-    def _create(self, path: str, content: bytes) -> bool:
-        staged = f"{self._staging}/{next(self._unused_names)}"
-        try:
-            with open(staged, "xb") as file:  # noqa: PTH123 - a Path takes longer to make than the file
-                file.write(content)
-            try:
-                os.link(staged, path)
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120 - likewise
-                os.link(staged, path)
-        except FileExistsError:
-            return False
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(staged)  # noqa: PTH108 - likewise
-        return True
+    async def put_content(self, key: str, content: bytes) -> None:
+        """What the key itself tells: whoever writes it writes the same, so buckets' servers need not look."""
+        if self._bucket is None:
+            await self.put_if_absent(key, content)
+        else:
+            await self.put(key, content)
 
     async def put(self, key: str, content: bytes) -> None:
         """Replaces what is there, all at once."""
-        with _translated(key):
-            await obstore.put_async(self._store, key, content)
+        with translated(key):
+            if self._files is not None:
+                await self._files.put(key, content)
+            else:
+                await obstore.put_async(self._store, key, content)
 
     async def exists(self, key: str) -> bool:
-        with _translated(key):
+        with translated(key):
             try:
-                await obstore.head_async(self._store, key)
+                async with self._turns:
+                    await obstore.head_async(self._store, key)
             except FileNotFoundError:
                 return False
             return True
 
     async def delete(self, key: str) -> None:
-        with _translated(key), contextlib.suppress(FileNotFoundError):
+        with translated(key), contextlib.suppress(FileNotFoundError):
             await obstore.delete_async(self._store, key)
 
     async def list(self, prefix: str) -> AsyncIterator[tuple[str, int]]:
         """Keys below `prefix` with their sizes in bytes, in no particular order."""
-        with _translated(prefix):
+        async for key, size_bytes, _ in self.list_modified(prefix):
+            yield key, size_bytes
+
+    async def list_modified(self, prefix: str) -> AsyncIterator[tuple[str, int, float]]:
+        """Likewise, and when each was written, in seconds since the epoch by the backend's clock."""
+        with translated(prefix):
             async for batch in obstore.list(self._store, prefix):
                 for meta in batch:
-                    yield meta["path"], meta["size"]
+                    yield meta["path"], meta["size"], meta["last_modified"].timestamp()
 
     async def locate(self, key: str) -> Location | None:
         """How to serve an object: a local one as its file."""
-        if self.root is None:
-            content = await self.get(key)
-            return None if content is None else StoredBytes(content)
-        path = self.root / key
-        with _translated(key):
+        with translated(key):
+            if self._files is not None:
+                return await self._files.locate(key)
+            bucket = self._bucket
+            if bucket is None:
+                content = await self.get(key)
+                return None if content is None else StoredBytes(content)
             try:
-                return StoredFile(path, (await asyncio.to_thread(path.stat)).st_size)
+                meta = await obstore.head_async(bucket, key)
             except FileNotFoundError:
                 return None
+            if self._lifetime is None:
+                version = (meta["e_tag"] or str(meta["last_modified"].timestamp())).strip('"')
+                return StoredStream(meta["size"], version, partial(self._pieces, key))
+            url = await obstore.sign_async(bucket, "GET", key, self._lifetime)
+            # Azure knows a right to read, and no methods.
+            method: Literal["GET", "HEAD"] = "GET" if isinstance(bucket, AzureStore) else "HEAD"
+            head_url = await obstore.sign_async(bucket, method, key, self._lifetime)
+            return SignedUrl(url, head_url, meta["size"])
+
+    async def _pieces(self, key: str, start: int, length: int) -> AsyncIterator[bytes]:
+        if not length:
+            return
+        with translated(key):
+            result = await obstore.get_async(self._store, key, options={"range": (start, start + length)})
+            async for piece in result.stream(_PIECE_BYTES):
+                yield bytes(piece)
 
     def read(self, key: str, start: int, length: int | None) -> Iterator[bytes]:
         """Blocking. Raises FileNotFoundError for an absent key."""
-        if self.root is None:
-            content = bytes(obstore.get(self._store, key).bytes())
-            part = content[start : None if length is None else start + length]
-            if len(part) < (length or 0):
-                raise StorageError(f"the object {key} is shorter than was recorded")
-            yield part
+        if self._files is not None:
+            yield from self._files.read(key, start, length)
             return
-        with (self.root / key).open("rb") as file:
-            file.seek(start)
-            left = length
-            while left is None or left > 0:
-                chunk = file.read(_READ_BYTES if left is None else min(_READ_BYTES, left))
-                if not chunk:
-                    break
-                if left is not None:
-                    left -= len(chunk)
-                yield chunk
-            if left:
+        with _translated_but_absence(key):
+            size_bytes = obstore.head(self._store, key)["size"]
+            end = size_bytes if length is None else start + length
+            if end > size_bytes:
                 raise StorageError(f"the object {key} is shorter than was recorded")
+            if start >= end:
+                return
+            for piece in obstore.get(self._store, key, options={"range": (start, end)}).stream(_PIECE_BYTES):
+                yield bytes(piece)
 
-    @contextlib.contextmanager
-    def stage(self) -> Iterator[Staged]:
-        """Blocking: a file to write an object to before its key is known; gone afterwards in any case."""
-        with _translated(keys.STAGING):  # a disk can be full
-            handle, name = tempfile.mkstemp(dir=None if self.root is None else self._staging)
-            path = Path(name)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    yield Staged(self, path, file)
-            finally:
-                path.unlink(missing_ok=True)
-
-    def publish(self, staged: Path, key: str) -> None:
-        """Blocking: put a finished staged file under `key`, unless something is there."""
-        if self.root is None:
-            with contextlib.suppress(AlreadyExistsError):
-                obstore.put(self._store, key, staged.read_bytes(), mode="create")
-            return
-        target = self.root / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged.chmod(0o644)
-        with contextlib.suppress(FileExistsError):
-            os.link(staged, target)
-
-
-class Staged:
-    """A staged object, open for writing."""
-
-    def __init__(self, store: ObjectStore, path: Path, file: IO[bytes]) -> None:
-        self._store, self._path, self._file = store, path, file
-
-    def write(self, chunk: bytes) -> None:
-        self._file.write(chunk)
-
-    def publish(self, key: str) -> None:
-        """Make it visible under `key`, all at once; nothing may be written afterwards."""
-        with _translated(key):
-            self._file.flush()
-            os.fsync(self._file.fileno())  # a name must not outlive a power failure that its content does not
-            self._file.close()
-            self._store.publish(self._path, key)
-
-
-def _below(root: Path, key: str) -> str:
-    """The file of an object. Raises OSError for a key that no object can have."""
-    if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
-        raise OSError("this cannot be a key")
-    return f"{root}/{key}"
-
-
-def _contents(paths: Iterable[str]) -> list[bytes | None]:
-    return [_content(path) for path in paths]
-
-
-def _content(path: str) -> bytes | None:
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path takes longer to make than the file
-            return file.read()
-    except FileNotFoundError:
-        return None
+    def stage(self) -> AbstractContextManager[Staged]:
+        """Blocking: to write an object before its key is known."""
+        if self._files is not None:
+            return self._files.stage()
+        return staged_upload(self._store, keys.STAGING)
 
 
 @contextlib.contextmanager
-def _translated(key: str) -> Iterator[None]:
-    """Vendor and operating system errors become ours."""
-    try:
-        yield
-    except (OSError, BaseError) as error:
-        metrics.STORAGE_ERRORS.inc()
-        raise StorageError(f"the object store failed at {key}: {error}") from error
-
-
-def _sweep(staging: Path) -> None:
-    """Remove what killed processes left; what is young may belong to a replica that is at work."""
-    for path in staging.iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < time.time() - _STALE_STAGING_SECONDS:
-                path.unlink()
+def _translated_but_absence(key: str) -> Iterator[None]:
+    absent: FileNotFoundError | None = None
+    with translated(key):
+        try:
+            yield
+        except FileNotFoundError as error:
+            absent = error
+    if absent is not None:
+        raise absent

@@ -38,9 +38,12 @@ TABLE: Final[dict[type[errors.NixerySnapError], tuple[str, int]]] = {
     errors.SubstituterUnreachable: ("UNKNOWN", 503),
     errors.ContainerdError: ("UNKNOWN", 500),
     errors.StorageError: ("UNKNOWN", 500),
+    errors.StorageUnavailable: ("UNAVAILABLE", 503),
+    errors.StorageFull: ("UNAVAILABLE", 503),
     errors.SourceError: ("UNKNOWN", 503),
     errors.SettingsError: ("UNKNOWN", 500),
 }
+_RETRY_AFTER_SECONDS: Final = 10
 
 
 def code_and_status(error: errors.NixerySnapError) -> tuple[str, int]:
@@ -54,7 +57,9 @@ def error_response(error: errors.NixerySnapError, request_id: str) -> web.Respon
     if isinstance(error, errors.StillWorking | errors.TooManyRequests | errors.ShuttingDown):
         headers["Retry-After"] = str(error.retry_after_seconds)
     elif status >= 500:
-        return oci_error(code, status, server_failed(request_id))
+        if status == 503:
+            headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)
+        return oci_error(code, status, server_failed(request_id), headers=headers)
     detail = None
     if isinstance(error, errors.PackagesUnavailable):
         detail = [

@@ -18,6 +18,7 @@ from nixery_snap.settings.sections import (
     LimitSettings,
     MetricsSettings,
     NixSettings,
+    ObjectStoreSettings,
     Section,
     SourceSettings,
     SubstituterSettings,
@@ -47,7 +48,8 @@ class Settings(Section):
     format: ImageFormat = ImageFormat.CLASSIC
     """Of images whose name says none."""
     storage: str = ""
-    """Object store: `file:///DIRECTORY`, `memory://` or a bucket; when empty, `/var/lib/nixery-snap` for root and
+    """[Object store](storage.md): `file:///DIRECTORY`, `memory://`, `s3://BUCKET`, `gs://BUCKET` or `az://CONTAINER`,
+    each bucket with `/PREFIX` if need be; when empty, `/var/lib/nixery-snap` for root and
     `~/.local/state/nixery-snap` for other users."""
     cache_directory: str = ""
     """For what can be made again (checkouts, Nix's HOME), and for links that keep store paths from the garbage
@@ -75,6 +77,7 @@ class Settings(Section):
     """How log lines are written: for machines, or for people."""
     access_log: bool = False
     """Log every request, not only those that fail; costs most of the speed of repeated requests."""
+    object_store: ObjectStoreSettings = ObjectStoreSettings()
     nix: NixSettings = NixSettings()
     substituters: tuple[SubstituterSettings, ...] = (
         SubstituterSettings(
@@ -93,7 +96,7 @@ class Settings(Section):
     def _consistent(self) -> Settings:
         if self.workers > 1 and self.storage.startswith("memory:"):
             raise ValueError(
-                "workers: several processes cannot share storage memory://; use file:///DIRECTORY"
+                "workers: several processes cannot share storage memory://; use file:///DIRECTORY or a bucket"
             )
         self._check_sources()
         cache, known = self.binary_cache, {substituter.url for substituter in self.substituters}

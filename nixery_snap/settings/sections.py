@@ -120,6 +120,19 @@ class SubstitutionSettings(Section):
     """Seconds for which it is remembered that a substituter does not have a path, or has a bad one."""
 
 
+class ObjectStoreSettings(Section):
+    """How the [object store](storage.md) that `storage` names is used."""
+
+    delivery: Literal["redirect", "proxy"] = "redirect"
+    """How clients get blobs and NARs of a bucket: from there, by signed URLs, or through this server."""
+    url_lifetime: float = Field(default=1200, ge=1, le=604800)
+    """Seconds for which a signed URL can be used; vendors allow a week at most."""
+    timeout: float = Field(default=30, gt=0)
+    """Seconds for which its server may say nothing, and within which a request that fails is tried again."""
+    lease: float = Field(default=20, ge=1)
+    """Seconds after which work of another process that gives no sign of life is begun anew."""
+
+
 class BinaryCacheSettings(Section):
     """Our own binary cache."""
 

@@ -1,24 +1,22 @@
-"""What an object store has located, as an answer: from memory, by sendfile, or by telling where to fetch it."""
+"""What an object store has located, as an answer: from memory, by sendfile, passed on, or by telling where it is."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
 
-from nixery_snap.ports import Location, SignedUrl, StoredBytes, StoredFile
+from nixery_snap.ports import Location, SignedUrl, StoredBytes, StoredFile, StoredStream
 from nixery_snap.web.file_response import FileRangeResponse
 from nixery_snap.web.hot_answers import HOT, always
 from nixery_snap.web.ranges import UNSATISFIABLE, asked_range, not_modified
+from nixery_snap.web.stream_response import Refusal, StreamedResponse
 
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 IN_MEMORY_BYTES: Final = 64 * 1024  # larger files go from the page cache to the socket by themselves
-
-Refusal = Callable[[int, str, dict[str, str]], web.Response]
-"""Makes the answer to a bad request, of a status, a message and headers, in the words of its protocol."""
 
 
 def answer(
@@ -38,7 +36,9 @@ def answer(
     headers["Accept-Ranges"] = "bytes"
     size = location.size_bytes
     if isinstance(location, SignedUrl):
-        return _elsewhere(request, location, headers)
+        # The URL expires, and must be kept no longer than that. It takes the request's range and conditions.
+        url = location.head_url if request.method == "HEAD" else location.url
+        return web.Response(status=307, headers={"Location": url, "Cache-Control": "no-store"})
 
     span = asked_range(request, etag, size)
     if span is None:
@@ -52,27 +52,26 @@ def answer(
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     if isinstance(location, StoredFile):
         return FileRangeResponse(location.path, start, length, status=status, headers=headers)
+    if isinstance(location, StoredStream):
+        return StreamedResponse(
+            location.pieces(start, length), length, refuse, status=status, headers=headers
+        )
     response = web.Response(status=status, body=location.content[start : start + length], headers=headers)
     if hot:
         response[HOT] = always
     return response
 
 
-def _elsewhere(request: web.Request, location: SignedUrl, headers: dict[str, str]) -> web.StreamResponse:
-    """HEAD is answered here: such a URL is signed for GET alone."""
-    if request.method == "HEAD":
-        response = web.StreamResponse(headers=headers)
-        response.content_length = location.size_bytes
-        return response
-    # The URL expires, and must be kept no longer than that.
-    return web.Response(status=307, headers={"Location": location.url, "Cache-Control": "no-store"})
-
-
 async def in_memory(location: Location) -> Location:
-    """The same with the content of a small file, which then can be a hot answer."""
-    if not isinstance(location, StoredFile) or location.size_bytes > IN_MEMORY_BYTES:
+    """The same with the content of what is small, which then can be a hot answer."""
+    if location.size_bytes > IN_MEMORY_BYTES:
         return location
-    return StoredBytes(await asyncio.to_thread(location.path.read_bytes))
+    if isinstance(location, StoredFile):
+        return StoredBytes(await asyncio.to_thread(location.path.read_bytes))
+    if isinstance(location, StoredStream):
+        pieces = [piece async for piece in location.pieces(0, location.size_bytes)]
+        return StoredBytes(b"".join(pieces))
+    return location
 
 
 async def etag_of(location: Location) -> str:
@@ -82,4 +81,6 @@ async def etag_of(location: Location) -> str:
     if isinstance(location, StoredFile):
         modified = (await asyncio.to_thread(location.path.stat)).st_mtime_ns
         return f'"{modified:x}-{location.size_bytes:x}"'
+    if isinstance(location, StoredStream):
+        return f'"{location.version}"'
     return '""'  # never compared with what the URL's server says

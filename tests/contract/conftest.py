@@ -1,7 +1,9 @@
 """One small real Nix store for all contracts; copy it to change it."""
 
 import shutil
-from collections.abc import Callable
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from nixery_snap.nix_stores.substituters import Substituters
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import Package, PackageSet
+from tests.integration.azurite import Containers, azurite
+from tests.integration.buckets import Buckets, seaweedfs
 from tests.integration.caches import CacheDirectory, KeyPair
 from tests.integration.need import need
 from tests.integration.nixtools import EXAMPLES, ChrootStore
@@ -58,6 +62,43 @@ def own_store(prepared: ChrootStore, tmp_path: Path) -> ChrootStore:
 @pytest.fixture(scope="session")
 def package_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(EXAMPLES, tmp_path_factory.mktemp("set") / "source"))
+
+
+@pytest.fixture(scope="session")
+def buckets() -> Iterator[Buckets]:
+    """Names of sockets must be short."""
+    with (
+        tempfile.TemporaryDirectory(prefix="nixsnap-", ignore_cleanup_errors=True) as home,
+        seaweedfs(Path(home, "s3")) as running,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in running.env.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
+    with azurite(tmp_path_factory.mktemp("azure") / "home") as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in running.env.items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture(params=["file", "memory", "s3", "az"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an object store of each kind, empty."""
+    match request.param:
+        case "file":
+            return tmp_path.as_uri()
+        case "memory":
+            return "memory://"
+        case "s3":
+            buckets: Buckets = request.getfixturevalue("buckets")
+            return buckets.url("contract", f"for/{uuid.uuid4().hex}")
+        case _:
+            containers: Containers = request.getfixturevalue("containers")
+            return containers.url("contract", f"for/{uuid.uuid4().hex}")
 
 
 MakeNix = Callable[[ChrootStore], NixCommand]

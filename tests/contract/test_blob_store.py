@@ -1,23 +1,24 @@
 import hashlib
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
+import aiohttp
 import pytest
 
 from nixery_snap.errors import BlobNotFound, StorageError
 from nixery_snap.object_store.blobs import Blobs
+from nixery_snap.object_store.multipart import PART_BYTES
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.oci.digest import Digest
-from nixery_snap.ports import BlobStore, StoredBytes, StoredFile
+from nixery_snap.ports import BlobStore, SignedUrl, StoredBytes, StoredFile, StoredStream
 
 CONTENT = bytes(range(256)) * 10_000  # several pieces of a reader
 ABSENT = Digest.of(b"absent")
 
 
-@pytest.fixture(params=["file", "memory"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
-    return Blobs(ObjectStore("memory://" if request.param == "memory" else f"file://{tmp_path}"))
+@pytest.fixture
+def blobs(storage_url: str) -> BlobStore:
+    return Blobs(ObjectStore(storage_url))
 
 
 def write(blobs: BlobStore, *chunks: bytes) -> Digest:
@@ -109,7 +110,9 @@ async def test_a_part_that_is_not_there(blobs: BlobStore, start: int, length: in
 
 
 @pytest.mark.parametrize("content", [b"", CONTENT], ids=["empty", "large"])
-async def test_locate(blobs: BlobStore, content: bytes) -> None:
+@pytest.mark.parametrize("lifetime", [None, 60])
+async def test_locate(storage_url: str, content: bytes, lifetime: float | None) -> None:
+    blobs = Blobs(ObjectStore(storage_url, url_lifetime_seconds=lifetime))
     location = await blobs.locate(await blobs.put(content))
     assert location.size_bytes == len(content)
     match location:
@@ -117,8 +120,28 @@ async def test_locate(blobs: BlobStore, content: bytes) -> None:
             assert path.read_bytes() == content
         case StoredBytes(found):
             assert found == content
-        case _:
-            pytest.fail("neither of these stores signs")
+        case StoredStream():
+            for start, end in ((0, len(content)), (len(content) // 3, len(content) // 2)):
+                pieces = [piece async for piece in location.pieces(start, end - start)]
+                assert b"".join(pieces) == content[start:end]
+                assert all(len(piece) < 4 * 2**20 for piece in pieces)
+            assert lifetime is None
+        case SignedUrl(url, head_url):
+            async with aiohttp.ClientSession() as session:
+                async with session.get(url) as answer:
+                    assert (answer.status, await answer.read()) == (200, content)
+                async with session.head(head_url) as answer:
+                    assert (answer.status, answer.content_length) == (200, len(content))
+            assert lifetime == 60
+
+
+async def test_what_outgrows_the_memory(blobs: BlobStore) -> None:
+    """Twice: the second time it is there."""
+    content = CONTENT * (2 * PART_BYTES // len(CONTENT) + 1)
+    for _ in range(2):
+        digest = write(blobs, *(content[start : start + 2**20] for start in range(0, len(content), 2**20)))
+        assert digest == Digest.of(content)
+        assert await blobs.get(digest) == content
 
 
 async def test_writers_at_the_same_time(blobs: BlobStore) -> None:

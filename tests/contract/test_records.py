@@ -1,5 +1,4 @@
 import asyncio
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,11 +16,9 @@ values = st.recursive(
 )
 
 
-@pytest.fixture(params=["file", "memory", "file, nothing kept", "memory, nothing kept"])
-def records(request: pytest.FixtureRequest, tmp_path: Path) -> Records:
-    kind: str = request.param
-    store = ObjectStore("memory://" if kind.startswith("memory") else f"file://{tmp_path}")
-    return StoredRecords(store, 0 if "nothing" in kind else 100_000)
+@pytest.fixture(params=[0, 100_000], ids=["nothing kept", "kept"])
+def records(request: pytest.FixtureRequest, storage_url: str) -> Records:
+    return StoredRecords(ObjectStore(storage_url), request.param)
 
 
 async def test_absent(records: Records) -> None:
@@ -54,10 +51,10 @@ async def test_the_first_stays(records: Records) -> None:
 
 
 async def test_writers_at_the_same_time_agree(records: Records) -> None:
-    await asyncio.gather(*(records.put("image", "key", number) for number in range(20)))
-    found = await asyncio.gather(*(records.get("image", "key") for _ in range(20)))
+    await asyncio.gather(*(records.put("image", "key", number) for number in range(3)))
+    found = await asyncio.gather(*(records.get("image", "key") for _ in range(3)))
     assert len(set(found)) == 1
-    assert found[0] in range(20)
+    assert found[0] in range(3)
 
 
 @settings(max_examples=30)

@@ -1,17 +1,21 @@
 """Buckets of a real S3 server: SeaweedFS, all its parts in one process on loopback. It checks signatures."""
 
 import contextlib
+import hashlib
+import hmac
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from obstore.store import S3Store
 
 from tests.integration.need import need_file
-from tests.integration.processes import Daemon, free_port
-from tests.integration.server import request
+from tests.integration.processes import Daemon, free_ports
+from tests.integration.server import Response, request
 
 WEED = Path(sys.executable).parent / "weed"
 REGION = "eu-central-1"
@@ -39,6 +43,30 @@ class Buckets:
         path = f"/{prefix}" if prefix else ""
         return f"s3://{bucket}{path}?endpoint={self.endpoint}&scheme=http&region={REGION}"
 
+    def request(self, method: str, path: str, query: str = "") -> Response:
+        """Signed (AWS Signature Version 4); `query` in its canonical form."""
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        empty = hashlib.sha256(b"").hexdigest()
+        headers = {"host": self.endpoint, "x-amz-content-sha256": empty, "x-amz-date": now}
+        names, lines = ";".join(headers), [f"{name}:{value}" for name, value in headers.items()]
+        canonical = "\n".join([method, path, query, *lines, "", names, empty])
+        scope = f"{now[:8]}/{REGION}/s3/aws4_request"
+        text = "\n".join(["AWS4-HMAC-SHA256", now, scope, hashlib.sha256(canonical.encode()).hexdigest()])
+        key = f"AWS4{self.secret_key}".encode()
+        for part in scope.split("/"):
+            key = hmac.digest(key, part.encode(), "sha256")
+        signature = hmac.digest(key, text.encode(), "sha256").hex()
+        headers["Authorization"] = (
+            f"AWS4-HMAC-SHA256 Credential={self.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
+        )
+        del headers["host"]
+        return request(self.port, method, f"{path}?{query}" if query else path, headers)
+
+    def uploads(self, bucket: str) -> list[str]:
+        """The keys of multipart uploads that have been begun and not ended."""
+        answer = self.request("GET", f"/{bucket}", "uploads=")
+        return re.findall("<Upload>.*?<Key>(.*?)</Key>", answer.body.decode())
+
     def upload(self, directory: Path, bucket: str, prefix: str = "") -> None:
         """All of its files."""
         store = S3Store(
@@ -60,12 +88,13 @@ def seaweedfs(home: Path) -> Iterator[Buckets]:
     """Everybody else is refused."""
     need_file(WEED)
     (home / "data").mkdir(parents=True)
-    buckets = Buckets(free_port())
+    ports = iter(free_ports(8))
+    buckets = Buckets(next(ports))
     credentials = {"accessKey": buckets.access_key, "secretKey": buckets.secret_key}
     actions = ["Admin", "Read", "Write", "List"]
     identity = {"name": "tests", "credentials": [credentials], "actions": actions}
     (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    grpc = {f"{part}.port.grpc": free_port() for part in ("master", "volume", "filer", "s3")}
+    grpc = {f"{part}.port.grpc": next(ports) for part in ("master", "volume", "filer", "s3")}
     options = {
         "dir": home / "data",
         "ip": "127.0.0.1",
@@ -83,7 +112,7 @@ def seaweedfs(home: Path) -> Iterator[Buckets]:
         "s3.port.iceberg": "0",
         "s3.port.lance": "0",
         "volume.max": "100",
-        **{f"{part}.port": free_port() for part in ("master", "volume", "filer")},
+        **{f"{part}.port": next(ports) for part in ("master", "volume", "filer")},
         **grpc,
     }
     arguments = [f"-{name}={value}" for name, value in options.items()]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tests.integration.nixtools import EXAMPLES, NIX_CONFIG
 from tests.integration.processes import Daemon, free_port
@@ -230,12 +231,23 @@ class Registry:
         assert answer.headers["docker-content-digest"] == digest
         image = Image(digest, answer.body)
         for descriptor in [image.manifest["config"], *image.layers]:
-            blob = self.get(f"/v2/{name}/blobs/{descriptor['digest']}")
+            blob = self.blob(name, descriptor["digest"])
             assert blob.status == 200, (descriptor, blob)
             assert len(blob.body) == descriptor["size"]
             assert digest_of(blob.body) == descriptor["digest"]
             image.blobs[descriptor["digest"]] = blob.body
         return image
+
+    def blob(self, name: str, digest: str, **headers: str) -> Response:
+        """From wherever the server says it is."""
+        answer = self.get(f"/v2/{name}/blobs/{digest}", **headers)
+        if answer.status != 307:
+            return answer
+        place = urlsplit(answer.headers["location"])
+        assert place.scheme == "http"
+        assert place.hostname == "127.0.0.1"
+        assert place.port is not None
+        return request(place.port, "GET", f"{place.path}?{place.query}", headers)
 
     def wait_for_event(self, name: str, *, seconds: float = 30) -> None:
         deadline = time.monotonic() + seconds

@@ -30,6 +30,8 @@ def test_every_error_has_its_row(kind: type[NixerySnapError]) -> None:
         (errors.BadSignature("https://cache.example", "/nix/store/x", ()), 404),
         (errors.SubstituterUnreachable("https://cache.example", "x"), 503),
         (errors.StorageError("x"), 500),
+        (errors.StorageUnavailable("x"), 503),
+        (errors.StorageFull("x"), 503),
     ],
 )
 def test_statuses(error: NixerySnapError, status: int) -> None:

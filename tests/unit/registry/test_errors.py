@@ -46,7 +46,9 @@ SAMPLES: tuple[NixerySnapError, ...] = (
     errors.ContainerdTooOld(SECRET),
     errors.ContainerdRefused("import the image", SECRET),
     errors.SnapshotterNotConfigured(SECRET, "it has none", "[proxy_plugins.nix]"),
-    errors.StorageError(SECRET),
+    errors.StorageUnavailable(SECRET),
+    errors.StorageFull(SECRET),
+    errors.StorageForbidden(SECRET),
     errors.SourceError(SECRET),
     errors.SettingsError("storage", SECRET),
 )
@@ -117,6 +119,9 @@ def test_inner_errors_are_answered_too(kind: type[NixerySnapError]) -> None:
         (errors.ShuttingDown(10), "UNAVAILABLE", 503),
         (errors.TooManyRequests("x", 10), "TOOMANYREQUESTS", 429),
         (errors.StorageError("x"), "UNKNOWN", 500),
+        (errors.StorageUnavailable("x"), "UNAVAILABLE", 503),
+        (errors.StorageFull("x"), "UNAVAILABLE", 503),
+        (errors.StorageForbidden("x"), "UNKNOWN", 500),
     ],
 )
 def test_codes(error: NixerySnapError, code: str, status: int) -> None:
