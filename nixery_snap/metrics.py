@@ -86,6 +86,34 @@ STORAGE_ERRORS: Final = _counter(
 )
 CACHE_BYTES: Final = _gauge("nixery_snap_cache_bytes", "What a cache in memory holds.", "cache")
 
+# --- Image service ---------------------------------------------------------------------------------
+
+PULL_SECONDS: Final = _histogram(
+    "nixery_snap_pull_seconds",
+    "Time of pulls that were asked of the image service; route: archive, name, registry.",
+    *("route", "result"),
+)
+PULLS_IN_FLIGHT: Final = _gauge("nixery_snap_pulls_in_flight", "Pulls that go on.", "route")
+PREFETCH_SECONDS: Final = _histogram(
+    "nixery_snap_prefetch_seconds", "Time of fetching what an image lacked.", "result"
+)
+PREFETCH_FAILURES: Final = _counter(
+    "nixery_snap_prefetch_failures_total",
+    "Images of registries for which nothing was fetched; their pulls went on all the same.",
+)
+PREFETCHES_IN_FLIGHT: Final = _gauge(
+    "nixery_snap_prefetches_in_flight", "Images whose store paths are being fetched."
+)
+PREFETCHED_PATHS: Final = _counter("nixery_snap_prefetched_paths_total", "Store paths fetched for images.")
+PREFETCHED_BYTES: Final = _counter(
+    "nixery_snap_prefetched_bytes_total", "NAR sizes of the store paths fetched for images."
+)
+BUILDER_REQUESTS: Final = _counter(
+    "nixery_snap_builder_requests_total",
+    "Store paths that the snapshotter asked for; answered_by: link (was there), nix.",
+    "answered_by",
+)
+
 
 @contextmanager
 def timed(step: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import Final
 import structlog
 from cachetools import LRUCache
 
+from nixery_snap import metrics
 from nixery_snap.errors import ContainerdError, InvalidFormat, NixerySnapError, StorageError
 from nixery_snap.image_service.annotations import NamedPaths
 from nixery_snap.image_service.containerd import Containerd
@@ -55,6 +56,7 @@ class Builder:
                     return
         await asyncio.to_thread(_make_directory, link.parent)
         await self._realiser.fetch(link, [path], (), lambda line: None)
+        metrics.BUILDER_REQUESTS.labels("nix").inc()
 
     async def _linked(self, image: Digest, link: Path, path: StorePath) -> bool:
         """Whether that could be done without Nix."""
@@ -63,7 +65,10 @@ class Builder:
             _make_directory(link.parent)
             return self._roots.add_link(image.hex, link, path)
 
-        return await asyncio.to_thread(add_link)
+        linked = await asyncio.to_thread(add_link)
+        if linked:
+            metrics.BUILDER_REQUESTS.labels("link").inc()
+        return linked
 
     async def _image_with(self, path: StorePath) -> Digest | None:
         async with self._looking:

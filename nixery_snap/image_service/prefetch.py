@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from nixery_snap import metrics
 from nixery_snap.errors import NixerySnapError, PathsNotSubstituted
 from nixery_snap.image_service.annotations import NamedPaths
 from nixery_snap.image_service.gc_roots import GcRoots
@@ -21,15 +21,6 @@ from nixery_snap.ports import PathInfoSource
 log = structlog.get_logger()
 
 _SCRATCH: Final = "fetching"
-
-
-@dataclass(slots=True)
-class Counts:
-    """Since the start."""
-
-    fetches: int = 0
-    paths: int = 0
-    failures: int = 0
 
 
 class Prefetcher:
@@ -44,7 +35,6 @@ class Prefetcher:
         self._substituters = substituters
         self._images: Coalescer[None] = Coalescer()
         self._under_way: dict[StorePath, asyncio.Task[None]] = {}
-        self.counts = Counts()
 
     async def fetch(self, key: str, named: NamedPaths) -> None:
         """Afterwards all of them are in the store, kept from its garbage collector as long as the roots `key` are.
@@ -95,15 +85,18 @@ class Prefetcher:
             self._roots.remove(f"{_SCRATCH}-{key}")
             missing = await self._missing(paths)
         try:
-            await self._start(key, paths, missing)
+            with metrics.PREFETCHES_IN_FLIGHT.track_inprogress():
+                await self._start(key, paths, missing)
         except NixerySnapError:
-            self.counts.failures += 1
+            metrics.PREFETCH_SECONDS.labels("failed").observe(time.perf_counter() - begun)
             raise
         if missing:
-            self.counts.fetches += 1
-            self.counts.paths += len(missing)
-            seconds = round(time.perf_counter() - begun, 4)
-            log.info("prefetched", key=key, paths=len(missing), of=len(paths), seconds=seconds)
+            seconds = time.perf_counter() - begun
+            infos = await self._local.path_infos(missing)  # and of what they refer to
+            metrics.PREFETCH_SECONDS.labels("ok").observe(seconds)
+            metrics.PREFETCHED_PATHS.inc(len(missing))
+            metrics.PREFETCHED_BYTES.inc(sum(infos[path].nar_size for path in missing if path in infos))
+            log.info("prefetched", key=key, paths=len(missing), of=len(paths), seconds=round(seconds, 4))
 
     async def _missing(self, paths: Collection[StorePath]) -> list[StorePath]:
         known = await self._local.path_infos(paths)

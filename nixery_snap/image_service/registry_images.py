@@ -7,6 +7,7 @@ from contextlib import ExitStack, asynccontextmanager
 
 import structlog
 
+from nixery_snap import metrics
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.image_service.annotations import NamedPaths
 from nixery_snap.image_service.gc_roots import GcRoots
@@ -46,6 +47,7 @@ class RegistryImages:
                 await self._prefetcher.fetch(digest.hex, paths)
         except NixerySnapError as error:
             log.warning("prefetch-failed", image=image[:300], reason=str(error)[:2000])
-            self._prefetcher.counts.failures += 1
+            metrics.PREFETCH_FAILURES.inc()
         except Exception:
             log.exception("prefetch-crashed", image=image[:300])
+            metrics.PREFETCH_FAILURES.inc()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -13,6 +14,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError, Message
 
+from nixery_snap import metrics
 from nixery_snap.errors import InvalidFormat, NixerySnapError
 from nixery_snap.image_service.builder import Builder
 from nixery_snap.image_service.containerd import Containerd
@@ -89,16 +91,28 @@ class ImageService(grpc.GenericRpcHandler):
         content = b"".join([request async for request in requests])
         request, reference = await _told(_pull_wanted, context, content)
         try:
-            if reference:
-                config = await _told(self._node_images.pull, context, reference)
-                yield PullImageResponse(image_ref=str(config)).SerializeToString()
-                return
-            async with self._registry_images.prefetched(request.image.image, request.auth):
-                async for response in pass_on(self._containerd, method, _once(content), context):
+            with _counted("registry" if not reference else "archive" if reference.archive else "name"):
+                async for response in self._pulled(method, content, request, reference, context):
                     yield response
         except BaseException:
             self._failed()
             raise
+
+    async def _pulled(
+        self,
+        method: str,
+        content: bytes,
+        request: PullImageRequest,
+        reference: NodeReference | None,
+        context: Context,
+    ) -> AsyncIterator[bytes]:
+        if reference:
+            config = await _told(self._node_images.pull, context, reference)
+            yield PullImageResponse(image_ref=str(config)).SerializeToString()
+            return
+        async with self._registry_images.prefetched(request.image.image, request.auth):
+            async for response in pass_on(self._containerd, method, _once(content), context):
+                yield response
 
     async def _remove_image(
         self, method: str, requests: AsyncIterator[bytes], context: Context
@@ -131,6 +145,20 @@ class ImageService(grpc.GenericRpcHandler):
         request = await _told(_realise_wanted, context, content)
         await _told(self._builder.realise, context, request.out_link, request.store_path)
         return RealiseResponse().SerializeToString()
+
+
+@contextmanager
+def _counted(route: str) -> Iterator[None]:
+    begun, result = time.perf_counter(), "failed"
+    with metrics.PULLS_IN_FLIGHT.labels(route).track_inprogress():
+        try:
+            yield
+            result = "ok"
+        except (asyncio.CancelledError, GeneratorExit):
+            result = "cancelled"
+            raise
+        finally:
+            metrics.PULL_SECONDS.labels(route, result).observe(time.perf_counter() - begun)
 
 
 async def _told(work: Callable[..., Awaitable[T]], context: Context, *arguments: Any) -> T:

@@ -202,6 +202,7 @@ class Node:
     with_nix_daemon: bool = False
     """Whether the image service reaches its Nix store by a daemon, part "nix-daemon"; both see it as /nix."""
     group: str = ""
+    metrics_port: int = 0
     running: dict[str, Daemon] = field(default_factory=dict)
 
     @property
@@ -308,6 +309,7 @@ class Node:
             f'storage = "file://{self.directory / "storage"}"\n{source}{substituters}'
             f'[nix]\nstore = "{"daemon" if self.with_nix_daemon else self.store.root}"\n'
             f"[limits]\nshutdown_timeout = 5\nfailure_ttl = 0\n"
+            f'[metrics]\nlisten = "{f"127.0.0.1:{self.metrics_port}" if self.metrics_port else ""}"\n'
             f'[image_service]\ngroup = "{self.group}"\n'
             f'certs_directory = "{self.certs}"\nregistries = {json.dumps(list(self.registries))}\n'
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from nixery_snap.image_service.generated import cri_pb2 as cri
 from tests.integration.caches import CacheDirectory, Served, nginx
@@ -16,8 +17,8 @@ from tests.integration.image_archives import docker_archive, oci_archive, on_top
 from tests.integration.images import image_paths
 from tests.integration.kubelet import Kubelet, Node, new_node
 from tests.integration.nixtools import EXAMPLES, ChrootStore
-from tests.integration.processes import wait_until
-from tests.integration.server import Registry, Substituter, digest_of
+from tests.integration.processes import free_port, wait_until
+from tests.integration.server import Registry, Substituter, digest_of, request
 
 
 @dataclass
@@ -69,6 +70,7 @@ def world(
     substituters = [own_cache.substituter(), Substituter(registry.cache_url, [registry.public_key])]
     with new_node(scratch / f"node-{release}", release, substituters, source=EXAMPLES) as node:
         node.registries = [registry.host]
+        node.metrics_port = free_port()
         node.start()
         node.load_pause()
         with node.kubelet() as kubelet:
@@ -274,3 +276,34 @@ def test_a_prefetch_that_fails_fails_no_pull(world: World) -> None:
     _, message = world.kubelet.refused(name)
     assert world.node.events("prefetch-failed")[-1]["image"] == name
     assert "failed to resolve" in message or "failed to pull" in message
+
+
+def test_all_this_was_counted(world: World) -> None:
+    """Runs last: what the metrics say is what the log says."""
+    for reference in ("nix:0/hello", f"{world.registry.host}/nix-snapshotter/hello:latest"):
+        world.kubelet.pull(reference)
+    archive = "/nix/store/00000000000000000000000000000000-missing.tar"
+    world.kubelet.refused(f"nix:0{archive}")
+    shown = metrics(world.node.metrics_port)
+    pulls = {
+        labels: value for (name, labels), value in shown.items() if name == "nixery_snap_pull_seconds_count"
+    }
+    for route, result in (("name", "ok"), ("registry", "ok"), ("archive", "failed")):
+        assert pulls[("result", result), ("route", route)] >= 1
+    prefetched = world.node.events("prefetched")
+    assert shown["nixery_snap_prefetch_seconds_count", (("result", "ok"),)] == len(prefetched)
+    paths = sum(event["paths"] for event in prefetched)
+    assert shown["nixery_snap_prefetched_paths_total", ()] == paths
+    assert shown["nixery_snap_prefetched_bytes_total", ()] >= paths
+    failures = world.node.events("prefetch-failed")
+    assert shown["nixery_snap_prefetch_failures_total", ()] == len(failures)
+    assert shown["nixery_snap_prefetches_in_flight", ()] == 0
+
+
+def metrics(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    content = request(port, "GET", "/metrics").body.decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(content)
+        for sample in family.samples
+    }
