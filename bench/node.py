@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import urllib.error
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,7 +73,8 @@ class Relay:
             server.close()
             for task in self.tasks:
                 task.cancel()
-            loop.run_until_complete(asyncio.gather(*self.tasks, return_exceptions=True))
+            if self.tasks:
+                loop.run_until_complete(asyncio.wait(self.tasks))
             loop.close()
 
     async def _listen(self) -> asyncio.Server:
@@ -163,6 +165,18 @@ class Place:
         return time.perf_counter() - begun, self.relay.moved_bytes - before
 
 
+def make(registry: Server, image: str) -> None:
+    """Wait until it is there: its packages are built first."""
+    while True:
+        try:
+            registry.get(f"/v2/{image}/manifests/latest")
+        except urllib.error.HTTPError as error:
+            if error.code != 503:  # told to come again
+                raise
+        else:
+            return
+
+
 def cold(place: Place, rounds: int, images: list[str]) -> list[bool]:
     met = []
     for image in images:
@@ -190,9 +204,11 @@ def leaf_change(place: Place) -> bool:
     setup = Setup("", legacy=False, service=True)
     found: dict[str, tuple[tuple[float, int], tuple[float, int]]] = {}
     for number, form in enumerate(("classic", "nix-snapshotter"), 2):
+        make(place.registry, f"{form}/shell/many")
         with place.node(setup) as (_, kubelet):
             first = place.pull_to_running(kubelet, f"{form}/shell/many")
             leaf.write_text(f"{number}\n")
+            make(place.registry, f"{form}/shell/many")
             found[form] = first, place.pull_to_running(kubelet, f"{form}/shell/many")
     (_, whole), (_, classic) = found["classic"]
     moved = found["nix-snapshotter"][1][1]
@@ -226,8 +242,8 @@ def main() -> None:
         source = package_set(work / "packages", given.content_kib)
         registry = Server(work / "registry", source, work / "store")
         with registry.run():
-            for image in IMAGES:
-                registry.get(f"/v2/nix-snapshotter/shell/{image}/manifests/latest")
+            for image in given.images:
+                make(registry, f"nix-snapshotter/shell/{image}")
             for milliseconds in given.round_trip_ms:
                 relay = Relay(registry.port, milliseconds / 1000)
                 with relay.run():
