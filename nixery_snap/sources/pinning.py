@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -66,11 +67,12 @@ class Pinned:
         known = self._known.get(tag)
         if known is None:
             return None
-        age = self._now() - known.made
+        age = self._age(known.made)
         if age < self._ttl:
             return known.pin
-        if age < self._ttl + self._stale or known.rests_until > self._now():
-            if known.rests_until <= self._now():
+        rests = 0 < known.rests_until - self._now() <= _RETRY_SECONDS
+        if age < self._ttl + self._stale or rests:
+            if not rests:
                 self._once(tag, lambda: self._renew(tag))
             return known.pin
         return None
@@ -91,7 +93,7 @@ class Pinned:
         """The same rules hold as for pins, but no other process is told."""
         if self._tags is not None:
             tags, made = self._tags
-            age = self._now() - made
+            age = self._age(made)
             if age < self._ttl + self._stale:
                 if age >= self._ttl:
                     self._once(None, self._renew_tags)
@@ -102,6 +104,11 @@ class Pinned:
         for task in self._tasks.values():
             task.cancel()
         self._source.close()
+
+    def _age(self, made: float) -> float:
+        """In seconds. What was made in the future, as it seems when a clock is set back, is as old as can be."""
+        age = self._now() - made
+        return age if age >= 0 else inf
 
     def _once(self, key: str | None, work: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
         """The task of that key, which whoever asks meanwhile shares and which outlives them."""
@@ -132,7 +139,7 @@ class Pinned:
     async def _renew(self, tag: str) -> Pin:
         await self._recall(tag)
         known = self._known.get(tag)
-        if known is not None and self._now() - known.made < self._ttl:
+        if known is not None and self._age(known.made) < self._ttl:
             return known.pin
         asked = self._now()
         try:

@@ -300,3 +300,16 @@ async def test_close_ends_what_goes_on(setting: Setting) -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert setting.told.asked[-1] == "close"
+
+
+async def test_a_clock_that_is_set_back(setting: Setting) -> None:
+    """What was known before is looked for again, instead of being kept until the clock comes there again."""
+    pinned = setting.pinned()
+    assert await pinned.pin("main") == A
+    setting.told.means["main"] = B
+    setting.time -= 10 * STALE
+    assert pinned.current("main") is None
+    assert await pinned.pin("main") == B
+    setting.told.means["main"] = A
+    setting.time += TTL - 1
+    assert await pinned.pin("main") == B
