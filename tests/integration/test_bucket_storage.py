@@ -19,7 +19,7 @@ from tests.integration.server import Registry, digest_of
 from tests.integration.test_buckets import check_secrets_are_kept
 
 MIB = 2**20
-BIG_BYTES = 160 * MIB
+BIG_BYTES = 128 * MIB
 LIFETIME_SECONDS = 77
 
 

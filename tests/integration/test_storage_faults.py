@@ -237,3 +237,39 @@ def test_a_read_only_disk(prepared_store: ChrootStore, directory: Path, small_di
         assert all("Read-only file system" in reason for reason in reasons), reasons
     finally:
         registry.stop()
+
+
+# --- clocks -----------------------------------------------------------------------------------------
+
+
+def test_a_clock_that_jumps(prepared_store: ChrootStore, directory: Path, own_source: Path) -> None:
+    """By days, either way, while it serves and between two starts."""
+    need("faketime")
+    [library] = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    clock = directory / "clock"
+    clock.write_text("+0")
+    faked = {
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    registry = Registry(directory / "state", prepared_store.root, own_source)
+    registry.env = {"LD_PRELOAD": str(library), **faked}
+    registry.start()
+    try:
+        known = registry.pull("hello")
+        for jump, name in (("+3d", "curl"), ("-3d", "which")):
+            clock.write_text(jump)
+            assert registry.pull("hello") == known
+            assert registry.pull(name)
+            basics = own_source / "basics.nix"
+            basics.write_text(f"{basics.read_text()}# {jump}\n")
+            moved = registry.pull("hello")
+            assert moved.digest != known.digest, "the package set is another one now"
+            known = moved
+        clock.write_text("+0")
+        assert registry.stop() == 0
+        registry.start()
+        assert registry.pull("hello") == known
+    finally:
+        registry.stop()
