@@ -27,7 +27,9 @@ from nixery_snap.imaging.validate import validate
 from nixery_snap.log import configure_logging
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.nix_stores.signing_key import load_signing_key
+from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.oci import canonical_json
+from nixery_snap.retention import collect_garbage
 from nixery_snap.service import Service, open_service
 from nixery_snap.serving import serve as serve_registry
 from nixery_snap.settings import FILE_VARIABLE, Settings, load_settings, shown_settings
@@ -236,11 +238,28 @@ def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
     async def work() -> None:
         async with open_service(settings) as service:
             closure = await find_closure(service.path_infos, roots)
+            count, swept = 0, None
             with reports.progress(Console(stderr=True)) as progress:
-                count = await service.publisher.push(closure, progress, every=every)
+                # Again when what was already there may just have been removed as unused.
+                while swept != (now := await service.uses.settled()):
+                    swept = now
+                    count += await service.publisher.push(closure, progress, every=every)
             click.echo(f"published {count} of {len(closure)} store paths")
 
     asyncio.run(work())
+
+
+@cli.command()
+@_with_settings
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
+    """Remove what has not been used for retention.unused seconds from the object store."""
+    configure_logging("console", quiet=True)
+    with reports.progress(Console(stderr=True)) as progress:
+        objects = ObjectStore(settings.storage_url)
+        report = asyncio.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
+    reports.print_garbage(Console(), report, dry_run=dry_run, machine=as_json)
 
 
 @cli.command(name="image-service")

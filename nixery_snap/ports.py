@@ -5,12 +5,13 @@ All implementations of one port pass the same suite in `tests/contract/`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from nixery_snap.errors import PackageProblem
 from nixery_snap.nix.attribute_path import AttributePath
@@ -113,6 +114,74 @@ class Records(Protocol):
 
     async def put(self, kind: str, key: str, value: Any) -> Any:
         """What is recorded now: `value`, or what another process recorded first."""
+
+    async def replace(self, kind: str, key: str, value: Any) -> None:
+        """For a record that names what is no longer there."""
+
+
+class UseKind(StrEnum):
+    """Of what is used: an image's record, a manifest, a store path or NAR file of our binary cache, an index."""
+
+    IMAGE = "image"
+    MANIFEST = "manifest"
+    PATH = "path"
+    FILE = "file"
+    INDEX = "index"
+
+
+def use(kind: UseKind, key: object) -> str:
+    return f"{kind}:{key}"
+
+
+class Uses(Protocol):
+    """What of the store is asked for, so that it is not removed as unused. Uses are made by `use`."""
+
+    def trusted(self) -> bool:
+        """Whether what was seen in the store can be taken for granted; takes no time."""
+
+    def seen(self, uses: Iterable[str]) -> None:
+        """They were answered from memory while that was trusted."""
+
+    async def note(self, *uses: str) -> bool:
+        """To be awaited when they were found in the store. False: look again, and what is there then stays.
+
+        Raises StorageError.
+        """
+
+    def remembers(
+        self, forget: Callable[[], None], take_uses: Callable[[], Iterable[str]] | None = None
+    ) -> None:
+        """Have `forget` called when what was seen in the store may be gone, and `take_uses` for more that were seen."""
+
+    async def settled(self) -> str:
+        """To be awaited before relying on what is in the store, and again after writing what names it.
+
+        When both say the same, nothing has been removed in between. Raises StorageError.
+        """
+
+
+class Untracked:
+    """Implements Uses for a store from which nothing is removed."""
+
+    def trusted(self) -> bool:
+        return True
+
+    def seen(self, uses: Iterable[str]) -> None:
+        return
+
+    async def note(self, *uses: str) -> bool:
+        return True
+
+    def remembers(
+        self, forget: Callable[[], None], take_uses: Callable[[], Iterable[str]] | None = None
+    ) -> None:
+        return
+
+    async def settled(self) -> str:
+        return ""
+
+
+UNTRACKED: Final = Untracked()
 
 
 class Leases(Protocol):

@@ -17,6 +17,7 @@ from nixery_snap.doctor import Finding, State
 from nixery_snap.errors import SettingsError
 from nixery_snap.imaging.pipeline import Image
 from nixery_snap.imaging.request import ImageFormat, ImageRequest
+from nixery_snap.object_store.sweep import Report
 from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import Progress
 from nixery_snap.settings import OWN_CACHE, Settings, masked
@@ -201,6 +202,40 @@ def _table(console: Console, heads: tuple[str, ...], rows: Iterator[tuple[str, .
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     console.print(table, "")
+
+
+def print_garbage(console: Console, report: Report, *, dry_run: bool, machine: bool) -> None:
+    """What was removed from the object store, or with `dry_run` would be, and what stays."""
+    kinds = [*dict.fromkeys((*report.removed, *report.kept))]
+    if machine:
+        counted = {
+            name: {"objects": dict(objects), "bytes": dict(sizes)}
+            for name, objects, sizes in (
+                ("removed", report.removed, report.removed_bytes),
+                ("kept", report.kept, report.kept_bytes),
+            )
+        }
+        console.out(as_json({**counted, "dryRun": dry_run, "tooEarlySeconds": report.too_early_seconds}))
+        return
+    if report.too_early_seconds:
+        console.print(
+            "Nothing is removed yet: uses have not been written down for retention.unused seconds,"
+            f" which takes {report.too_early_seconds:.0f} more."
+        )
+        return
+    _table(
+        console,
+        ("", "would go" if dry_run else "removed", "", "stays", ""),
+        (
+            (
+                kind,
+                *(str(report.removed[kind]), decimal(report.removed_bytes[kind])),
+                *(str(report.kept[kind]), decimal(report.kept_bytes[kind])),
+            )
+            for kind in kinds
+        ),
+    )
+    console.print(f"{report.removed.total()} objects, {decimal(report.removed_bytes.total())}")
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:

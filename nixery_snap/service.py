@@ -28,6 +28,7 @@ from nixery_snap.evaluation.pool import PooledEvaluator
 from nixery_snap.evaluation.remembered import RememberedEvaluator
 from nixery_snap.evaluation.search import Catalogues, PackageSearch
 from nixery_snap.imaging.admission import BuildQueue, ClientLimit, FairEvaluator
+from nixery_snap.imaging.again import LostLayers
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.layers import LayerMaker
 from nixery_snap.imaging.pipeline import Pipeline, Steps
@@ -48,7 +49,18 @@ from nixery_snap.object_store.cache_files import StoredCacheFiles
 from nixery_snap.object_store.leases import StoredLeases
 from nixery_snap.object_store.pins import StoredPins
 from nixery_snap.object_store.records import StoredRecords
-from nixery_snap.ports import BinaryCache, BlobStore, Evaluator, PackageSet, PathInfoSource, StoreContents
+from nixery_snap.object_store.sweeps import Sweeps
+from nixery_snap.object_store.usage import StoredUses
+from nixery_snap.ports import (
+    UNTRACKED,
+    BinaryCache,
+    BlobStore,
+    Evaluator,
+    PackageSet,
+    PathInfoSource,
+    StoreContents,
+    Uses,
+)
 from nixery_snap.settings import OWN_CACHE, Settings
 
 log = structlog.get_logger()
@@ -72,6 +84,9 @@ class Service:
     """Without what is remembered."""
     local: PathInfoSource
     realiser: NixRealiser
+    objects: ObjectStore
+    uses: Uses
+    lost_layers: LostLayers
 
     async def checkout(self, source: str, tag: str) -> PackageSet:
         """Raises SettingsError for a source that is none, TagNotFound, SourceError."""
@@ -96,6 +111,7 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
         await agree_on_key(key, records)
     async with AsyncExitStack() as stack:
         stack.callback(blobs.close)
+        uses = await stack.enter_async_context(_uses(settings, objects))
         own, others = own_substituter(files, key), open_substituters(settings, records)
         # With an index of the revision and binary caches that have everything, Nix is not needed.
         has_nix = shutil.which("nix-store") is not None
@@ -139,7 +155,7 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
         one_shot = OneShotEvaluator(nix, *limits, writes_all=not settings.substituters)
         pool = PooledEvaluator(nix, one_shot, *limits)
         stack.push_async_callback(pool.close)
-        indexes = Indexes(blobs, records)
+        indexes = Indexes(blobs, records, uses)
         catalogues = Catalogues(indexes)
         fair = FairEvaluator(pool, settings.nix.evaluators)
         remembered = RememberedEvaluator(fair, records, settings.limits.failure_ttl)
@@ -162,9 +178,23 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
             blobs=blobs,
             records=records,
             leases=StoredLeases(objects, settings.object_store.lease),
+            uses=uses,
         )
+        clients = ClientLimit(settings.limits.client_images)
         base_packages = tuple(map(AttributePath.parse, settings.base_packages))
         delivery = (sorted(settings.client_substituters), settings.names_closure_info, names_paths)
+        pipeline = Pipeline(
+            steps,
+            base_packages,
+            max_layers,
+            settings.limits.failure_ttl,
+            delivery,
+            popularity.digest,
+            BuildQueue(settings.nix.builds, settings.limits.build_queue),
+            clients,
+        )
+        for forget in (records.forget, own.forget, pipeline.forget):
+            uses.remembers(forget)
         yield Service(
             settings,
             NameGrammar(
@@ -174,16 +204,7 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
                 settings.source_names,
                 settings.limits.packages,
             ),
-            Pipeline(
-                steps,
-                base_packages,
-                max_layers,
-                settings.limits.failure_ttl,
-                delivery,
-                popularity.digest,
-                BuildQueue(settings.nix.builds, settings.limits.build_queue),
-                ClientLimit(settings.limits.client_images),
-            ),
+            pipeline,
             blobs,
             cache,
             str(key.public_key),
@@ -202,4 +223,20 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
             pool,
             local,
             realiser,
+            objects,
+            uses,
+            LostLayers(layers, path_infos, records, clients, settings.limits.failure_ttl),
         )
+
+
+@asynccontextmanager
+async def _uses(settings: Settings, objects: ObjectStore) -> AsyncIterator[Uses]:
+    retention = settings.retention
+    if not retention.unused:
+        await StoredUses.end(objects)
+        yield UNTRACKED
+        return
+    sweeps = Sweeps(objects, retention.rules.pace_seconds)
+    uses = StoredUses(objects, sweeps, retention.noted_seconds, retention.flush_seconds)
+    async with uses.running():
+        yield uses

@@ -25,6 +25,7 @@ from nixery_snap.metrics_listener import MetricsPart, metrics_parts, metrics_ser
 from nixery_snap.registry.app import make_app
 from nixery_snap.registry.context import Registry, new_memory
 from nixery_snap.registry.packages import PACKAGE_SEARCH
+from nixery_snap.retention import stay_tidy
 from nixery_snap.service import open_service
 from nixery_snap.settings import CACHE_PREFIX, Settings
 from nixery_snap.web.hot_answers import HotAnswers, never, serve_hot
@@ -102,6 +103,8 @@ async def _serve(
             settings.nix.wait_timeout,
             new_memory(limits.memory_cache),
             settings.index_formats,
+            uses=service.uses,
+            lost_layers=service.lost_layers,
         )
         cache = settings.binary_cache
         app = make_app(
@@ -109,7 +112,10 @@ async def _serve(
             access_log=settings.access_log,
             subapps={
                 CACHE_PREFIX: make_cache_app(
-                    service.cache, public_key=service.public_key, priority=cache.priority
+                    service.cache,
+                    public_key=service.public_key,
+                    priority=cache.priority,
+                    uses=service.uses,
                 )
             }
             if cache.enabled
@@ -129,13 +135,18 @@ async def _serve(
             at_once=narinfos_at_once(service.cache, CACHE_PREFIX)
             if cache.enabled and not settings.access_log
             else never,
+            trusted=service.uses.trusted,
         )
+        service.uses.remembers(registry.forget)
+        service.uses.remembers(hot.forget, hot.take_uses)
+        tidying = asyncio.ensure_future(stay_tidy(settings, service.objects))
         servers = await serve_hot(runner, hot, sockets=[sock], backlog=_BACKLOG)
         log.info("serving", listen=address_of(sock), pid=os.getpid(), public_key=service.public_key)
         started()
         await stop.wait()
         if supervisor is not None:
             loop.remove_reader(supervisor)
+        tidying.cancel()
         log.info("stopping", timeout_seconds=limits.shutdown_timeout)
         registry.draining = True
         for server in servers:

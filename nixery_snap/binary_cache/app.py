@@ -23,7 +23,8 @@ from nixery_snap.binary_cache.errors import missing, plain_errors, refusal
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix.base32 import ALPHABET
 from nixery_snap.nix.store_path import STORE_DIR, StorePath
-from nixery_snap.ports import BinaryCache, StoredBytes
+from nixery_snap.ports import UNTRACKED, BinaryCache, StoredBytes, UseKind, Uses, use
+from nixery_snap.web.hot_answers import USES
 from nixery_snap.web.located import IMMUTABLE, answer, etag_of, in_memory
 
 # A narinfo never changes, but a cache can be emptied: then clients should find out within a day.
@@ -38,11 +39,13 @@ _NOT_KEPT: Final = re.compile(rb"^URL: nar/[0-9a-z]{84}\.", re.MULTILINE)
 _FILE_HASH_LENGTHS: Final = (52, 64)  # SHA-256 in base 32 and base 16: the name says what every byte is
 
 
-def make_cache_app(cache: BinaryCache, *, public_key: str, priority: int) -> web.Application:
+def make_cache_app(
+    cache: BinaryCache, *, public_key: str, priority: int, uses: Uses = UNTRACKED
+) -> web.Application:
     """To be mounted below the registry's application. A lower `priority` is asked first by clients."""
     info = f"StoreDir: {STORE_DIR}\nWantMassQuery: 1\nPriority: {priority}\n"
     app = web.Application(middlewares=[plain_errors])
-    endpoints = _Endpoints(cache, info.encode(), f"{public_key}\n".encode())
+    endpoints = _Endpoints(cache, uses, info.encode(), f"{public_key}\n".encode())
     app.router.add_get("/nix-cache-info", endpoints.get_info)
     app.router.add_get("/public-key", endpoints.get_public_key)
     app.router.add_get("/nar/{file:[^/]+}", endpoints.get_nar)
@@ -53,8 +56,8 @@ def make_cache_app(cache: BinaryCache, *, public_key: str, priority: int) -> web
 
 
 class _Endpoints:
-    def __init__(self, cache: BinaryCache, info: bytes, public_key: bytes) -> None:
-        self._cache, self._info, self._public_key = cache, info, public_key
+    def __init__(self, cache: BinaryCache, uses: Uses, info: bytes, public_key: bytes) -> None:
+        self._cache, self._uses, self._info, self._public_key = cache, uses, info, public_key
 
     async def get_info(self, request: web.Request) -> web.StreamResponse:
         headers = {"Content-Type": "text/x-nix-cache-info", "Cache-Control": _SETTINGS}
@@ -71,12 +74,17 @@ class _Endpoints:
                 "a narinfo is named by the 32 characters of base 32 that begin a store path's name"
             )
         content = await self._cache.narinfo(hash_part)
+        used = use(UseKind.PATH, hash_part)
+        if content is not None and not await self._uses.note(used):
+            content = await self._cache.narinfo(hash_part)
         if content is None:
             return missing(f"no narinfo of {hash_part} here")
         # What is read through and not kept yet can be another tomorrow.
         passing = _NOT_KEPT.search(content) is not None
         headers = NARINFO_HEADERS | ({"Cache-Control": "no-cache"} if passing else {})
-        return await _content(request, content, headers, hot=not passing)
+        response = await _content(request, content, headers, hot=not passing)
+        response[USES] = (used,)
+        return response
 
     async def get_listing(self, request: web.Request) -> web.StreamResponse:
         hash_part = request.match_info["hash_part"]
@@ -96,6 +104,9 @@ class _Endpoints:
         if not _NAR_FILE.fullmatch(file):
             return missing("a NAR is named as the URL of its narinfo says: by a hash, .nar and a compression")
         location = await self._cache.file(f"nar/{file}")
+        used = use(UseKind.FILE, file)
+        if location is not None and not await self._uses.note(used):
+            location = await self._cache.file(f"nar/{file}")
         if location is None:
             return missing(f"no NAR {file} here")
         location = await in_memory(location)
@@ -105,7 +116,9 @@ class _Endpoints:
             "Cache-Control": IMMUTABLE if by_hash else _LASTING,
         }
         etag = f'"{file}"' if by_hash else await etag_of(location)
-        return answer(request, location, headers, etag=etag, refuse=refusal)
+        response = answer(request, location, headers, etag=etag, refuse=refusal)
+        response[USES] = (used,)
+        return response
 
     async def get_log(self, request: web.Request) -> web.StreamResponse:
         # Names of derivations can hold a '?', which Nix does not escape.

@@ -11,7 +11,7 @@ import re
 
 from nixery_snap.binary_cache.app import NARINFO_HEADERS
 from nixery_snap.nix.base32 import ALPHABET
-from nixery_snap.ports import BinaryCache
+from nixery_snap.ports import BinaryCache, UseKind, use
 from nixery_snap.web.hot_answers import AtOnce
 
 
@@ -29,11 +29,12 @@ def narinfos_at_once(cache: BinaryCache, prefix: str) -> AtOnce:
     )
     headers = "".join(f"\r\n{name}: {value}" for name, value in NARINFO_HEADERS.items()).encode()
 
-    def answer(head: bytes) -> tuple[bytes, bytes] | None:
+    def answer(head: bytes) -> tuple[bytes, bytes, tuple[str, ...]] | None:
         asked = request.fullmatch(head)
         if asked is None:
             return None
-        content = cache.narinfo_at_once(asked[2].decode())
+        hash_part = asked[2].decode()
+        content = cache.narinfo_at_once(hash_part)
         if content is None:
             return None
         rest = (
@@ -45,6 +46,6 @@ def narinfos_at_once(cache: BinaryCache, prefix: str) -> AtOnce:
                 content if asked[1] == b"GET" else b"",
             )
         )
-        return b"HTTP/1.1 200 OK\r\nDate: ", rest
+        return b"HTTP/1.1 200 OK\r\nDate: ", rest, (use(UseKind.PATH, hash_part),)
 
     return answer

@@ -24,7 +24,7 @@ from nixery_snap.errors import PackageProblem, ProblemKind, StorageError
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.oci import canonical_json
 from nixery_snap.oci.digest import Digest
-from nixery_snap.ports import BlobStore, Package, Pin, Records
+from nixery_snap.ports import UNTRACKED, BlobStore, Package, Pin, Records, UseKind, Uses, use
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -122,9 +122,10 @@ def pack_entries(entries: Iterable[Entry]) -> bytes:
 class Indexes:
     """The indexes that are in the store; keeps the parts that were used last."""
 
-    def __init__(self, blobs: BlobStore, records: Records) -> None:
+    def __init__(self, blobs: BlobStore, records: Records, uses: Uses = UNTRACKED) -> None:
         self._blobs = blobs
         self._records = records
+        self._uses = uses
         self._parts: LRUCache[str, dict[bytes, list[bytes]]] = LRUCache(
             _PARTS_BYTES, getsizeof=lambda part: sum(len(line) for lines in part.values() for line in lines)
         )
@@ -133,6 +134,8 @@ class Indexes:
         """None where there is no whole index yet."""
         key = index_key(pin, system)
         record = await self._records.get(INDEX_RECORD, key)
+        if record is not None and not await self._uses.note(use(UseKind.INDEX, key)):
+            record = await self._records.get(INDEX_RECORD, key)
         return None if record is None else AttributeIndex(key, record, self)
 
     async def lines(self, digest: str) -> list[bytes]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from nixery_snap.errors import StorageError
+from nixery_snap.errors import BlobNotFound, StorageError
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.read_ahead import read_ahead
 from nixery_snap.imaging.request import cache_key
@@ -65,6 +65,28 @@ class Member:
         return {"blob": str(self.blob), "start": self.start, "size": self.size_bytes}
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a layer of store paths was made of: paths with their NAR hashes, in their order, and the codec."""
+
+    layer: Layer
+    codec: str
+    paths: tuple[tuple[StorePath, str], ...]
+
+    @classmethod
+    def of(cls, layer: Layer, infos: Iterable[PathInfo]) -> Recipe:
+        return cls(layer, compression.CODEC, tuple((info.path, info.nar_hash) for info in infos))
+
+    @classmethod
+    def from_json(cls, value: Any) -> Recipe:
+        paths = tuple((StorePath.from_base_name(name), nar_hash) for name, nar_hash in value["paths"])
+        return cls(Layer.from_json(value["layer"]), value["codec"], paths)
+
+    def to_json(self) -> dict[str, Any]:
+        paths = [[path.base_name, nar_hash] for path, nar_hash in self.paths]
+        return {"layer": self.layer.to_json(), "codec": self.codec, "paths": paths}
+
+
 class LayerMaker:
     """Packs layers into `blobs`, in worker threads, and remembers what it packed in `records`."""
 
@@ -93,13 +115,31 @@ class LayerMaker:
             layer = Layer.from_json(record)
             if await self._blobs.has(layer.digest):
                 return layer
+        layer = await self._packed(infos)
+        await self._records.put("recipe", layer.digest.hex, Recipe.of(layer, infos).to_json())
+        recorded = Layer.from_json(await self._records.put("layer", recipe, layer.to_json()))
+        if recorded == layer or await self._blobs.has(recorded.digest):
+            return recorded
+        await self._records.replace("layer", recipe, layer.to_json())
+        return layer
+
+    async def again(self, recipe: Recipe, infos: tuple[PathInfo, ...]) -> bool:
+        """Pack a layer that is gone; tells whether it came out as it was."""
+        return recipe.codec == compression.CODEC and await self._packed(infos) == recipe.layer
+
+    async def _packed(self, infos: tuple[PathInfo, ...]) -> Layer:
         members = dict(zip(infos, await asyncio.gather(*map(self._member, infos)), strict=True))
         async with self._threads:
-            layer, packed = await asyncio.to_thread(self._pack_paths, members)
-        for info in infos:
-            if info in packed:
-                await self._records.put("member", _member_key(info), packed[info].to_json())
-        return Layer.from_json(await self._records.put("layer", recipe, layer.to_json()))
+            try:
+                layer, packed = await asyncio.to_thread(self._pack_paths, members)
+            except BlobNotFound:  # removed just now
+                layer, packed = await asyncio.to_thread(self._pack_paths, dict.fromkeys(infos))
+        for info, member in packed.items():
+            key, value = _member_key(info), member.to_json()
+            recorded = await self._records.put("member", key, value)
+            if recorded != value and not await self._blobs.has(Member.from_json(recorded).blob):
+                await self._records.replace("member", key, value)
+        return layer
 
     async def _member(self, info: PathInfo) -> Member | None:
         record = await self._records.get("member", _member_key(info))

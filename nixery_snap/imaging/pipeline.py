@@ -58,6 +58,9 @@ from nixery_snap.ports import (
     Publisher,
     Realiser,
     Records,
+    UseKind,
+    Uses,
+    use,
 )
 
 log = structlog.get_logger()
@@ -82,6 +85,8 @@ class Image:
     digest: Digest
     architecture: str
     pin: Pin
+    key: str
+    """Of its record."""
     record: Mapping[str, Any]
     """How it came about, as JSON; read when somebody wants to know."""
 
@@ -111,6 +116,7 @@ class Steps:
     blobs: BlobStore
     records: Records
     leases: Leases
+    uses: Uses
 
 
 class Pipeline:
@@ -282,9 +288,20 @@ class Pipeline:
             *(request.system, request.format, names, request.shell, base, shape, *told),
         )
 
+    def forget(self) -> None:
+        """What was seen in the store."""
+        self._whole.clear()
+
     async def _from_record(self, key: str, request: ImageRequest, pin: Pin) -> Image | None:
+        image = await self._recorded_image(key, request, pin)
+        if image is not None and not await self._steps.uses.note(use(UseKind.IMAGE, key)):
+            self._whole.pop(key, None)
+            image = await self._recorded_image(key, request, pin)
+        return image
+
+    async def _recorded_image(self, key: str, request: ImageRequest, pin: Pin) -> Image | None:
         if record := await self._steps.records.get("image", key):
-            image = _image_of(record, request, pin)
+            image = _image_of(record, request, pin, key)
             if key in self._whole or await self._is_whole(image):
                 self._whole[key] = True
                 return image
@@ -294,24 +311,37 @@ class Pipeline:
         resolution = await self._resolve(request, pin, progress)
         refused: set[tuple[str, str]] = set()
         while True:
+            swept = await self._steps.uses.settled()
             try:
                 resolution, closure, realised = await self._locate(key, request, pin, resolution, progress)
                 digest = await self._assemble(request, pin, resolution, closure, realised, progress)
-                break
             except CorruptPath as error:
                 # Whoever has that bad copy is not asked for it again: another has it, or it is built.
                 if (error.url, error.path) in refused:
                     raise
                 refused.add((error.url, error.path))
                 log.warning("looking-elsewhere", path=error.path, cache=error.url, reason=error.reason)
-        record = {
-            "manifest": str(digest),
-            "resolution": resolution.to_json(),
-            "closure": [[str(path), info.nar_size] for path, info in closure.items()],
-        }
+                continue
+            record = {
+                "manifest": str(digest),
+                "resolution": resolution.to_json(),
+                "closure": [[str(path), info.nar_size] for path, info in closure.items()],
+            }
+            image = await self._record(_image_of(record, request, pin, key))
+            # What it is made of may have been there before, unused for so long that it was removed just now.
+            if await self._steps.uses.settled() == swept:
+                return image
+
+    async def _record(self, image: Image) -> Image:
+        """The image that is recorded now: `image`, or what another replica recorded first."""
+        await self._steps.uses.note(use(UseKind.IMAGE, image.key), use(UseKind.MANIFEST, image.digest))
         # A build need not be reproducible: whichever replica records its image first, all serve that one.
-        record = await self._steps.records.put("image", key, record)
-        return _image_of(record, request, pin)
+        record = await self._steps.records.put("image", image.key, image.record)
+        recorded = replace(image, digest=Digest.parse(record["manifest"]), record=record)
+        if recorded.digest == image.digest or await self._is_whole(recorded):
+            return recorded
+        await self._steps.records.replace("image", image.key, image.record)
+        return image
 
     async def _locate(
         self, key: str, request: ImageRequest, pin: Pin, resolution: Resolution, progress: Progress
@@ -442,8 +472,8 @@ class Pipeline:
         return Manifest.parse(await self._steps.blobs.get(image.digest))
 
 
-def _image_of(record: Mapping[str, Any], request: ImageRequest, pin: Pin) -> Image:
-    return Image(Digest.parse(record["manifest"]), request.architecture, pin, record)
+def _image_of(record: Mapping[str, Any], request: ImageRequest, pin: Pin, key: str) -> Image:
+    return Image(Digest.parse(record["manifest"]), request.architecture, pin, key, record)
 
 
 def _variant(pin: Pin) -> tuple[str, ...]:

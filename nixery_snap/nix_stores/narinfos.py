@@ -66,6 +66,10 @@ class NarInfos:
         """Finish writing records."""
         await self._recorded.written()
 
+    def forget(self) -> None:
+        """What was found, as it may have been removed since."""
+        self._found.clear()
+
     async def of(self, hash_parts: Collection[str]) -> dict[str, Said]:
         """For each what is said of whatever path has it. Raises StorageError."""
         said: dict[str, Said] = {}

@@ -46,3 +46,6 @@ class Forgetful:
 
     async def put(self, kind: str, key: str, value: Any) -> Any:
         return value
+
+    async def replace(self, kind: str, key: str, value: Any) -> None:
+        return

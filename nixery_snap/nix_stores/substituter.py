@@ -79,6 +79,10 @@ class Substituter:
     def __repr__(self) -> str:
         return f"Substituter({self.url!r})"
 
+    def forget(self) -> None:
+        """What it was seen to have."""
+        self._narinfos.forget()
+
     async def close(self) -> None:
         """Finish writing records, and close the transport."""
         await self._narinfos.close()

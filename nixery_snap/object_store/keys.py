@@ -6,6 +6,7 @@
         package       an attribute at a revision, for a system -> its derivation and outputs
         image         request at a revision -> manifest, packages, closure
         layer         store paths with their NAR hashes and the codec -> layer
+        recipe        a classic layer's digest -> the store paths and the codec that it is made of
         member        one store path, NAR hash and codec -> where its gzip member stands in a layer
         index         a revision of a source and a system -> the blobs with its packages, by attribute
         index-part    some attributes of that -> the blob with what they evaluate to
@@ -18,11 +19,15 @@
                                                    our own binary cache; a narinfo comes after its NAR
     leases/<key>.<number>                          a sign of life of whoever makes the image of that key
     format                                         of the version of this tree, in buckets
+    usage/<time>-<process>                         images, manifests, paths and indexes that were asked for, until then
+    usage/begin                                    since when nothing was asked for without being written down
+    sweep.json                                     what garbage collection is doing, or did last
     staging/                                       what is being written
     secrets/                                       the signing key, on local directories only; no object
 
 A record is written after everything that it names, and neither blobs nor records are ever changed; pins are. So any
-prefix of the writes of an interrupted process is a consistent store.
+prefix of the writes of an interrupted process is a consistent store. Garbage collection (`sweep`) goes the other way:
+what names something is removed before it.
 """
 
 from __future__ import annotations
@@ -35,6 +40,9 @@ from nixery_snap.oci.digest import Digest
 
 STAGING: Final = "staging"
 FORMAT: Final = "format"
+SWEEP: Final = "sweep.json"
+USAGE: Final = "usage"
+USAGE_BEGIN: Final = "usage/begin"
 
 
 def blob(digest: Digest) -> str:

@@ -57,6 +57,15 @@ class StoredRecords:
             return value
         return await self.get(kind, key) or value
 
+    async def replace(self, kind: str, key: str, value: Any) -> None:
+        name, content = names.record(kind, key), canonical_json.encode(value)
+        await self._store.put(name, content)
+        self._remember(name, value, len(content))
+
+    def forget(self) -> None:
+        """What was read or written, as it may have been removed since."""
+        self._memory.clear()
+
     def _remember(self, name: str, value: Any, text_bytes: int) -> None:
         weight = text_bytes * _OBJECTS_PER_TEXT
         if weight <= self._memory.maxsize:

@@ -182,6 +182,27 @@ class ObjectStore:
                 for meta in batch:
                     yield meta["path"], meta["size"], meta["last_modified"].timestamp()
 
+    async def head(self, key: str) -> tuple[int, float] | None:
+        """Its size in bytes, and when it was written."""
+        with translated(key):
+            try:
+                async with self._turns:
+                    meta = await obstore.head_async(self._store, key)
+            except FileNotFoundError:
+                return None
+            return meta["size"], meta["last_modified"].timestamp()
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """Those that are there, in few requests; in no particular order."""
+        if keys and self._bucket is not None:
+            with translated(f"{keys[0]} …"):
+                try:
+                    await obstore.delete_async(self._bucket, list(keys))
+                    return
+                except FileNotFoundError:  # where that is a request for each: the others may still be there
+                    pass
+        await asyncio.gather(*map(self.delete, keys))
+
     async def locate(self, key: str) -> Location | None:
         """How to serve an object: a local one as its file."""
         with translated(key):

@@ -6,10 +6,11 @@ from typing import Final
 
 from aiohttp import web
 
+from nixery_snap.errors import BlobNotFound
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.reference import check_name
-from nixery_snap.ports import StoredBytes
-from nixery_snap.registry.context import REGISTRY, content_headers, etag
+from nixery_snap.ports import Location, StoredBytes
+from nixery_snap.registry.context import REGISTRY, Registry, content_headers, etag
 from nixery_snap.registry.errors import oci_error
 from nixery_snap.web.located import IN_MEMORY_BYTES, answer
 
@@ -22,13 +23,24 @@ async def get_blob(request: web.Request) -> web.StreamResponse:
     digest = Digest.parse(request.match_info["digest"])
 
     known = registry.memory.get(f"blob {digest}")
-    location = StoredBytes(known[1]) if known else await registry.blobs.locate(digest)
+    location = StoredBytes(known[1]) if known else await _located(registry, digest, request.remote or "")
     small = location.size_bytes <= min(IN_MEMORY_BYTES, registry.memory.maxsize)
     if known is None and small:  # to send it takes less than to send the client elsewhere
         location = StoredBytes(await registry.blobs.get(digest))
         registry.memory[f"blob {digest}"] = _OCTETS, location.content
     headers = content_headers(digest, _OCTETS)
     return answer(request, location, headers, etag=etag(digest), refuse=_refuse)
+
+
+async def _located(registry: Registry, digest: Digest, client: str) -> Location:
+    """Of a layer that was removed, after it has been made again. Raises BlobNotFound."""
+    try:
+        return await registry.blobs.locate(digest)
+    except BlobNotFound:
+        if registry.lost_layers is None:
+            raise
+    await registry.lost_layers.make(digest, registry.wait_seconds, client)
+    return await registry.blobs.locate(digest)
 
 
 def _refuse(status: int, message: str, headers: dict[str, str]) -> web.Response:

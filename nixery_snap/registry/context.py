@@ -8,10 +8,11 @@ from typing import Final
 from aiohttp import web
 from cachetools import LRUCache
 
+from nixery_snap.imaging.again import LostLayers
 from nixery_snap.imaging.pipeline import Pipeline
 from nixery_snap.imaging.request import ImageFormat, NameGrammar
 from nixery_snap.oci.digest import Digest
-from nixery_snap.ports import BlobStore
+from nixery_snap.ports import UNTRACKED, BlobStore, Uses
 from nixery_snap.web.located import IMMUTABLE
 
 
@@ -27,7 +28,14 @@ class Registry:
     index_formats: frozenset[ImageFormat] = frozenset()
     """Whose images are answered for all systems at once, where a name says no architecture."""
     docker_digests: LRUCache[Digest, Digest] = field(default_factory=lambda: LRUCache(4096))
+    uses: Uses = UNTRACKED
+    lost_layers: LostLayers | None = None
     draining: bool = field(default=False)
+
+    def forget(self) -> None:
+        """What was seen in the store."""
+        self.memory.clear()
+        self.docker_digests.clear()
 
 
 REGISTRY: Final = web.AppKey("registry", Registry)

@@ -16,8 +16,9 @@ from nixery_snap.oci.index import Index
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
 from nixery_snap.oci.media_types import OCI_INDEX, wants_docker
 from nixery_snap.oci.reference import check_name
+from nixery_snap.ports import UseKind, use
 from nixery_snap.registry.context import REGISTRY, Registry, asked_host, content_headers, etag
-from nixery_snap.web.hot_answers import HOT, always
+from nixery_snap.web.hot_answers import HOT, USES, always
 from nixery_snap.web.ranges import not_modified
 
 REVISION_HEADER: Final = "X-Nixery-Snap-Revision"
@@ -28,7 +29,7 @@ async def get_manifest(request: web.Request) -> web.Response:
     name, reference = request.match_info["name"], request.match_info["reference"]
     if ":" in reference:
         check_name(name)
-        response = _response(request, *await _by_digest(registry, Digest.parse(reference)))
+        response = await _response(request, Digest.parse(reference))
         response[HOT] = always
         return response
     asked = registry.grammar.parse(name, reference, asked_host(request))
@@ -38,14 +39,22 @@ async def get_manifest(request: web.Request) -> web.Response:
     requests = [replace(asked, system=system) for system in systems]
     images = await registry.pipeline.images(requests, registry.wait_seconds, request.remote or "")
     image = images[0]
-    if len(systems) > 1:
-        digest = await _index_digest(registry, images)
-    # Docker's older manifests cannot carry annotations on layers, so a snapshotter image has none.
-    elif asked.format is ImageFormat.CLASSIC and wants_docker(accept):
-        digest = await _docker_digest(registry, image.digest)
-    else:
-        digest = image.digest
-    response = _response(request, *await _by_digest(registry, digest))
+
+    async def found() -> web.Response:
+        if len(systems) > 1:
+            digest = await _index_digest(registry, images)
+        # Docker's older manifests cannot carry annotations on layers, so a snapshotter image has none.
+        elif asked.format is ImageFormat.CLASSIC and wants_docker(accept):
+            digest = await _docker_digest(registry, image.digest)
+        else:
+            digest = image.digest
+        return await _response(request, digest, *(use(UseKind.IMAGE, image.key) for image in images))
+
+    try:
+        response = await found()
+    except ManifestNotFound:  # what was stored beside the image has been removed
+        registry.forget()
+        response = await found()
     response.headers["Cache-Control"] = "no-cache"  # a tag moves
     response.headers[REVISION_HEADER] = image.pin.revision
     response.headers["Vary"] = "Accept"
@@ -97,9 +106,19 @@ def _media_type(content: bytes) -> str:
         return OCI_INDEX
 
 
-def _response(request: web.Request, digest: Digest, media_type: str, content: bytes) -> web.Response:
+async def _response(request: web.Request, digest: Digest, *more: str) -> web.Response:
+    """The manifest or index of that digest; `more` are uses beside that. Raises ManifestNotFound."""
+    registry = request.app[REGISTRY]
+    used = use(UseKind.MANIFEST, digest)
+    _, media_type, content = await _by_digest(registry, digest)
+    if not await registry.uses.note(used):
+        registry.memory.pop(str(digest), None)
+        _, media_type, content = await _by_digest(registry, digest)
     headers = content_headers(digest, media_type)
     if not_modified(request, etag(digest)):
         del headers["Content-Type"]
-        return web.Response(status=304, headers=headers)
-    return web.Response(body=content, headers=headers)
+        response = web.Response(status=304, headers=headers)
+    else:
+        response = web.Response(body=content, headers=headers)
+    response[USES] = (used, *more)
+    return response

@@ -19,6 +19,7 @@ from nixery_snap.settings.sections import (
     MetricsSettings,
     NixSettings,
     ObjectStoreSettings,
+    RetentionSettings,
     Section,
     SourceSettings,
     SubstituterSettings,
@@ -91,6 +92,7 @@ class Settings(Section):
     image_service: ImageServiceSettings = ImageServiceSettings()
     limits: LimitSettings = LimitSettings()
     metrics: MetricsSettings = MetricsSettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
 
 from nixery_snap.imaging.layering import DEFAULT_MAX_LAYERS
+from nixery_snap.object_store.sweep import Rules
 from nixery_snap.settings.values import (
     CacheUrl,
     HostName,
@@ -201,3 +202,30 @@ class MetricsSettings(Section):
     listen: ListenAddress | Literal[""] = ""
     """Where `/metrics` is served, by `serve` or `image-service`; nowhere when empty. There is no authentication:
     choose an address that only Prometheus reaches."""
+
+
+class RetentionSettings(Section):
+    """What is removed from the object store, all in seconds; the same for all servers and commands of one store."""
+
+    unused: float = Field(default=0, ge=0)
+    """Since its last use; 0: nothing is removed."""
+    grace: float = Field(default=600, ge=1)
+    """Between finding out what is unused and removing it."""
+    interval: float = Field(default=86400, ge=0)
+    """Between two times that servers do it by themselves; 0: only `nixery-snap gc` does."""
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(
+            self.unused, self.grace, self.noted_seconds + self.flush_seconds, min(30, self.grace / 2)
+        )
+
+    @property
+    def noted_seconds(self) -> float:
+        """For which a use, once written down, is not again."""
+        return min(86400, self.unused / 4)
+
+    @property
+    def flush_seconds(self) -> float:
+        """Between two journals of uses."""
+        return min(3600, self.unused / 8)

@@ -39,6 +39,9 @@ def always() -> bool:
 # the answer still holds. The answer must not depend on anything but the bytes of the request head.
 HOT: Final[web.ResponseKey[Callable[[], bool]]] = web.ResponseKey("hot")
 
+# … and with the uses (ports.use) that each repetition is one of.
+USES: Final[web.ResponseKey[tuple[str, ...]]] = web.ResponseKey("uses")
+
 # What an application answers, given a status and a message, to what never becomes a request that it could see.
 BadRequest = Callable[[int, str], web.Response]
 BAD_REQUEST: Final[web.AppKey[BadRequest]] = web.AppKey("bad_request")
@@ -54,6 +57,8 @@ class _Answer:
     date: bytes  # the one in it
     date_at: int
     valid: Callable[[], bool]
+    uses: tuple[str, ...] = ()
+    repeated: bool = False  # since its uses were taken
 
     @property
     def size_bytes(self) -> int:
@@ -64,10 +69,10 @@ class _Answer:
         self.whole, self.date = b"".join((self.whole[: self.date_at], date, rest)), date
 
 
-# Given the bytes of what may be a request, its answer before and after the date, if that holds for ever and can
-# be made without waiting; None leaves it to aiohttp. Who makes one sees to it that the bytes are one plain
-# request, and that it is what aiohttp would answer.
-AtOnce = Callable[[bytes], tuple[bytes, bytes] | None]
+# Given the bytes of what may be a request, its answer before and after the date and what that is a use of, if it
+# holds for ever and can be made without waiting; None leaves it to aiohttp. Who makes one sees to it that the bytes
+# are one plain request, and that it is what aiohttp would answer.
+AtOnce = Callable[[bytes], tuple[bytes, bytes, tuple[str, ...]] | None]
 
 
 def never(head: bytes) -> None:
@@ -82,13 +87,16 @@ class HotAnswers:
         max_bytes: int = 64 * 1024 * 1024,
         omit: frozenset[str] = frozenset(),
         at_once: AtOnce = never,
+        trusted: Callable[[], bool] = always,
     ) -> None:
         """`omit`: lower-cased names of headers that belong to one request only, such as its id.
 
-        `at_once` is asked for what is not remembered.
+        `at_once` is asked for what is not remembered. While the store is not `trusted`, nothing is answered here.
         """
         self._answers: dict[bytes, _Answer] = {}
         self._at_once = at_once
+        self._trusted = trusted
+        self._uses: set[str] = set()  # of answers that are no longer remembered
         self._size_bytes = 0
         self._max_bytes = max_bytes
         self._omit = omit | {"date"}
@@ -101,14 +109,33 @@ class HotAnswers:
             self._renew_date(now)
         answer = self._answers.get(head)
         if answer is None:
-            made = self._at_once(head) if len(head) <= MAX_HEAD_BYTES else None
-            return None if made is None else self._keep(head, *made, always)
+            made = self._at_once(head) if len(head) <= MAX_HEAD_BYTES and self._trusted() else None
+            if made is None:
+                return None
+            before_date, after_date, uses = made
+            self._uses.update(uses)
+            return self._keep(head, before_date, after_date, always, uses)
         if not answer.valid():
             self._forget(head)
             return None
         if answer.date is not self._date:
             answer.renew(self._date)
+        answer.repeated = True
         return answer.whole
+
+    def forget(self) -> None:
+        """All answers."""
+        for head in list(self._answers):
+            self._forget(head)
+
+    def take_uses(self) -> set[str]:
+        """Of what was answered here since the last time."""
+        uses, self._uses = self._uses, set()
+        for answer in self._answers.values():
+            if answer.repeated:
+                answer.repeated = False
+                uses.update(answer.uses)
+        return uses
 
     def remember(self, head: bytes, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Keep an answer that has just been sent, if it is marked and fit to be kept."""
@@ -134,12 +161,19 @@ class HotAnswers:
             if name.lower() not in self._omit
         )
         self._forget(head)
-        self._keep(head, status.encode(), rest.encode() + b"\r\n\r\n" + body, valid)
+        self._keep(head, status.encode(), rest.encode() + b"\r\n\r\n" + body, valid, response.get(USES, ()))
 
-    def _keep(self, head: bytes, before_date: bytes, after_date: bytes, valid: Callable[[], bool]) -> bytes:
+    def _keep(
+        self,
+        head: bytes,
+        before_date: bytes,
+        after_date: bytes,
+        valid: Callable[[], bool],
+        uses: tuple[str, ...],
+    ) -> bytes:
         """The whole answer."""
         whole = b"".join((before_date, self._date, after_date))
-        answer = self._answers[head] = _Answer(whole, self._date, len(before_date), valid)
+        answer = self._answers[head] = _Answer(whole, self._date, len(before_date), valid, uses)
         self._size_bytes += answer.size_bytes + len(head)
         while self._size_bytes > self._max_bytes:
             self._forget(next(iter(self._answers)))
@@ -148,8 +182,12 @@ class HotAnswers:
     def _forget(self, head: bytes) -> None:
         if answer := self._answers.pop(head, None):
             self._size_bytes -= answer.size_bytes + len(head)
+            if answer.repeated:
+                self._uses.update(answer.uses)
 
     def _renew_date(self, now: float) -> None:
+        if not self._trusted():
+            self.forget()
         wall = time.time()
         self._date = formatdate(wall, usegmt=True).encode()
         self._date_until = now + 1 - wall % 1

@@ -14,6 +14,7 @@ from nixery_snap.web.hot_answers import (
     HOT,
     MAX_BODY_BYTES,
     MAX_HEAD_BYTES,
+    USES,
     HotAnswers,
     always,
     is_plain,
@@ -284,11 +285,11 @@ def test_a_client_that_leaves_in_the_middle(server: Server) -> None:
         assert client.get("/hot").body == b"/hot "
 
 
-def made_at_once(head: bytes) -> tuple[bytes, bytes] | None:
+def made_at_once(head: bytes) -> tuple[bytes, bytes, tuple[str, ...]] | None:
     """What `answer` would say of /made, before it is asked."""
     if head != MADE:
         return None
-    return b"HTTP/1.1 200 OK\r\nDate: ", b"\r\nContent-Length: 6\r\nX-Call: none\r\n\r\n/made "
+    return b"HTTP/1.1 200 OK\r\nDate: ", b"\r\nContent-Length: 6\r\nX-Call: none\r\n\r\n/made ", ("made",)
 
 
 MADE = request("/made")
@@ -395,3 +396,46 @@ PLAIN = request("/x")
 )
 def test_is_plain(data: bytes, plain: bool) -> None:
     assert is_plain(data) is plain
+
+
+def test_uses_of_repeated_answers(app: web.Application) -> None:
+    """Those of answers that were dropped in the meantime too."""
+    answers = HotAnswers(at_once=made_at_once)
+    assert answers.take_uses() == set()
+    answers.find(MADE, 0.0)
+    assert answers.take_uses() == {"made"}
+    assert answers.take_uses() == set()
+    answers.find(MADE, 0.0)
+    assert answers.take_uses() == {"made"}
+    answers.find(MADE, 0.0)
+    answers.forget()
+    assert answers.take_uses() == {"made"}
+    assert (answers._answers, answers._size_bytes) == ({}, 0)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_use_is_one_only_when_it_is_repeated(loop: str) -> None:
+    async def used(request: web.Request) -> web.Response:
+        response = web.Response(text="here")
+        response[HOT] = always
+        response[USES] = ("one", "two")
+        return response
+
+    app = web.Application()
+    app.router.add_get("/used", used)
+    with serving(loop, app, HotAnswers()) as server, server.connect() as client:
+        client.get("/used")
+        assert server.answers.take_uses() == set()  # the handler has noted it
+        client.get("/used")
+        assert server.answers.take_uses() == {"one", "two"}
+
+
+def test_nothing_is_answered_from_a_store_that_is_not_trusted() -> None:
+    trusted = [True]
+    answers = HotAnswers(at_once=made_at_once, trusted=lambda: trusted[0])
+    assert answers.find(MADE, 0.0)
+    trusted[0] = False
+    assert not answers.find(request("/other"), 0.0)
+    assert answers.find(MADE, 2.0) is None  # a second later at the latest
+    trusted[0] = True
+    assert answers.find(MADE, 2.0)
