@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nixery_snap.nix import base32
-from nixery_snap.nix.closure_info import closure_info
+from nixery_snap.nix import base32, nar
+from nixery_snap.nix.closure_info import closure_info, closure_info_entries
 from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix.store_path import StorePath
@@ -67,19 +67,19 @@ class Filler:
         """In the binary cache, with listing and log."""
         content = f"a NAR of {name}".encode()
         path, deriver = store_path(name), store_path(f"{name}.drv")
-        info = PathInfo(path, _sha256(content * 2), 2 * len(content), tuple(sorted(references)), deriver)
+        info = PathInfo(path, _sha256(content), len(content), tuple(sorted(references)), deriver)
         await self._publish(info, content)
         await self.store.put(f"log/{deriver.base_name}", b"it was built\n")
         return info
 
     async def closure_info(self, paths: Iterable[StorePath]) -> StorePath:
         info, content = closure_info(paths)
-        await self._publish(info, content)
+        await self._publish(info, b"".join(nar.write(closure_info_entries(content))))
         return info.path
 
     async def _publish(self, info: PathInfo, content: bytes) -> None:
         file_hash = base32.encode(hashlib.sha256(content).digest())
-        narinfo = NarInfo(info, f"nar/{file_hash}.nar.zst", "zstd", f"sha256:{file_hash}", len(content))
+        narinfo = NarInfo(info, f"nar/{file_hash}.nar", "none", f"sha256:{file_hash}", len(content))
         await self.store.put_if_absent(narinfo.url, content)
         await self.store.put(
             f"{info.path.hash_part}.ls", b'{"root":{"entries":{},"type":"directory"},"version":1}'
