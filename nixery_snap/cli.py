@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import get_completion_class
 from rich.console import Console
+from rich.filesize import decimal
 
 from nixery_snap import __version__, reports
 from nixery_snap.doctor import State, examine
@@ -26,9 +27,14 @@ from nixery_snap.imaging.request import DEFAULT_SOURCE, DEFAULT_TAG, ImageFormat
 from nixery_snap.imaging.validate import validate
 from nixery_snap.log import configure_logging
 from nixery_snap.nix.store_path import StorePath
+from nixery_snap.nix_stores.decompression import decompress
 from nixery_snap.nix_stores.signing_key import load_signing_key
+from nixery_snap.object_store.check import Checked, check
+from nixery_snap.object_store.check import remove as remove_findings
+from nixery_snap.object_store.copying import Copied, copy, totals
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.oci import canonical_json
+from nixery_snap.ports import Progress
 from nixery_snap.retention import collect_garbage
 from nixery_snap.service import Service, open_service
 from nixery_snap.serving import serve as serve_registry
@@ -260,6 +266,50 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
         objects = ObjectStore(settings.storage_url)
         report = asyncio.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
     reports.print_garbage(Console(), report, dry_run=dry_run, machine=as_json)
+
+
+@cli.command()
+@_with_settings
+@click.option("--repair", is_flag=True, help="Remove what is broken, so that it is made again.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def fsck(settings: Settings, repair: bool, as_json: bool) -> None:
+    """Check every digest, size and reference of the object store; fails when something is wrong."""
+    configure_logging("console", quiet=True)
+    objects = ObjectStore(settings.storage_url)
+
+    async def work(progress: Progress) -> Checked:
+        checked = await check(objects, decompress, progress)
+        if repair:
+            await remove_findings(objects, checked.findings)
+        return checked
+
+    with reports.progress(Console(stderr=True)) as progress:
+        checked = asyncio.run(work(progress))
+    reports.print_checked(Console(), checked, repaired=repair, machine=as_json)
+    if checked.findings:
+        sys.exit(1)
+
+
+@cli.command(name="copy")
+@click.argument("origin", metavar="FROM")
+@click.argument("target", metavar="TO")
+def copy_store(origin: str, target: str) -> None:
+    """Copy the object store at the URL FROM into the one at TO; goes on where it was broken off."""
+    configure_logging("console", quiet=True)
+    source = ObjectStore(origin)
+
+    async def work() -> Copied:
+        _, size_bytes = await totals(source)
+        with reports.bytes_bar(Console(stderr=True), size_bytes) as advance:
+            return await copy(source, ObjectStore(target), advance)
+
+    copied = asyncio.run(work())
+    click.echo(
+        f"copied {copied.objects} objects of {decimal(copied.bytes)}; {copied.present} were there already"
+        + (f"; {copied.broken} are broken and were left out: see nixery-snap fsck" if copied.broken else "")
+    )
+    if copied.broken:
+        sys.exit(1)
 
 
 @cli.command(name="image-service")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +19,7 @@ from nixery_snap.doctor import Finding, State
 from nixery_snap.errors import SettingsError
 from nixery_snap.imaging.pipeline import Image
 from nixery_snap.imaging.request import ImageFormat, ImageRequest
+from nixery_snap.object_store.check import Checked
 from nixery_snap.object_store.sweep import Report
 from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import Progress
@@ -31,6 +34,15 @@ def progress(console: Console) -> Iterator[Progress]:
         return
     with console.status("starting") as status:
         yield lambda line: status.update(line.replace("[", r"\["))
+
+
+@contextmanager
+def bytes_bar(console: Console, size_bytes: int) -> Iterator[Callable[[int, int], None]]:
+    """Takes how many more objects and bytes are done; silent unless on a terminal."""
+    columns = (TextColumn("{task.completed:,} of {task.total:,} bytes"), BarColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=size_bytes)
+        yield lambda objects, done: bar.advance(task, done)
 
 
 def welcome(console: Console, settings: Settings, address: str) -> None:
@@ -236,6 +248,26 @@ def print_garbage(console: Console, report: Report, *, dry_run: bool, machine: b
         ),
     )
     console.print(f"{report.removed.total()} objects, {decimal(report.removed_bytes.total())}")
+
+
+def print_checked(console: Console, checked: Checked, *, repaired: bool, machine: bool) -> None:
+    """What was looked at, and every finding."""
+    if machine:
+        findings = [{"key": finding.key, "problem": finding.problem} for finding in checked.findings]
+        looked_at = {"objects": dict(checked.objects), "bytes": dict(checked.bytes)}
+        console.out(as_json({"findings": findings, **looked_at, "repaired": repaired}))
+        return
+    counts = ((kind, str(count), decimal(checked.bytes[kind])) for kind, count in checked.objects.items())
+    _table(console, ("", "objects", ""), counts)
+    for finding in checked.findings:
+        console.print(f"{finding.key}: {finding.problem}", markup=False, highlight=False, soft_wrap=True)
+    number = len(checked.findings)
+    if not number:
+        console.print("nothing is wrong")
+    elif repaired:
+        console.print(f"{number} broken objects were removed: they are made again when they are asked for")
+    else:
+        console.print(f"{number} objects are broken; nixery-snap fsck --repair removes them")
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix import base32
 from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.object_store import references
-from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.object_store.store import ObjectStore, Stored
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES
 
@@ -69,6 +70,23 @@ def blob_content(store: ObjectStore, name: str, digest: Digest, unpack: Unpack) 
         f"sha256:{diff.hexdigest()}" if compression and not defect else "",
         references.of_manifest(bytes(small)) if whole else None,
     )
+
+
+async def named_by(store: ObjectStore, one: Stored) -> references.Named | None:
+    """What a blob names that is a manifest or an index; None for all others."""
+    if one.size_bytes > MAX_MANIFEST_BYTES:
+        return None
+    if not references.may_be_manifest(await asyncio.to_thread(_beginning, store, one)):
+        return None
+    content = await store.get(one.key)
+    return None if content is None else references.of_manifest(content)
+
+
+def _beginning(store: ObjectStore, one: Stored) -> bytes:
+    try:
+        return b"".join(store.read(one.key, 0, min(1, one.size_bytes)))
+    except FileNotFoundError:
+        return b""
 
 
 def check_nar(store: ObjectStore, narinfo: NarInfo, unpack: Unpack) -> None:

@@ -23,6 +23,7 @@ from typing import Final
 
 from nixery_snap.errors import InvalidFormat, StorageError
 from nixery_snap.object_store import keys, references
+from nixery_snap.object_store.contents import named_by
 from nixery_snap.object_store.marking import (
     NARINFO,
     Marking,
@@ -35,7 +36,6 @@ from nixery_snap.object_store.marking import (
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.object_store.sweeps import State, announced
 from nixery_snap.object_store.walking import Names, Stored, each, objects
-from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES
 from nixery_snap.ports import Progress
 
 _DELETED: Final = 1000  # objects in one request, as S3 has it
@@ -102,7 +102,7 @@ class _Sweep:
         indexes: list[Stored] = []
 
         async def look(one: Stored) -> None:
-            if (named := await self._named_by(one)) is not None:
+            if (named := await named_by(self._store, one)) is not None:
                 (indexes if named.manifests else manifests).append(one)
 
         await each((one async for one in objects(self._store, "blobs") if self._is_dead(one)), look)
@@ -175,15 +175,6 @@ class _Sweep:
             )
         except InvalidFormat:
             return False
-
-    async def _named_by(self, one: Stored) -> references.Named | None:
-        if one.size_bytes > MAX_MANIFEST_BYTES:
-            return None
-        beginning = await asyncio.to_thread(_beginning, self._store, one)
-        if not references.may_be_manifest(beginning):
-            return None
-        content = await self._store.get(one.key)
-        return None if content is None else references.of_manifest(content)
 
     async def _dead_narinfos(self) -> list[Stored]:
         """What refers to others first: a path is never there without its closure."""
@@ -277,10 +268,3 @@ def _remove_left_behind(root: Path) -> None:
                 with suppress(FileNotFoundError):
                     if path.stat().st_mtime < time.time() - _LEFT_SECONDS:
                         path.unlink()
-
-
-def _beginning(store: ObjectStore, one: Stored) -> bytes:
-    try:
-        return b"".join(store.read(one.key, 0, min(1, one.size_bytes)))
-    except FileNotFoundError:
-        return b""

@@ -1,0 +1,237 @@
+"""Copies a store into another one, so that the other one can be served at every moment: what is named comes first.
+
+Blobs and NARs are compared with the hashes in their names on the way. What the target has already, in the same size,
+is not copied again: so a copy that was broken off goes on where it stopped. The source may be in use: what is written
+meanwhile comes along if it is found in time, else with the next copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Final
+
+import structlog
+
+from nixery_snap.errors import InvalidFormat
+from nixery_snap.nix import base32
+from nixery_snap.object_store import keys, references
+from nixery_snap.object_store.contents import named_by
+from nixery_snap.object_store.marking import LISTING, NARINFO, is_narinfo, is_of_cache, read_narinfo
+from nixery_snap.object_store.references import Part
+from nixery_snap.object_store.store import ObjectStore, Stored
+from nixery_snap.object_store.walking import Names, each, listed, objects
+
+log = structlog.get_logger()
+
+# What a process tells others of the same store, and what belongs to the place.
+_STAYS: Final = ("leases/", f"{keys.STAGING}/", "secrets/", "format", keys.SWEEP)
+_MOVING: Final = ("pins/", "nix-cache-info")
+_SMALL_BYTES: Final = 1024 * 1024
+_RECORD_ORDER: Final = (
+    *("recipe", *references.MEMO_KINDS, *references.LAYER_KINDS, "index-part", "index", "image"),
+)
+_NIX_BASE32_LENGTH: Final = 52
+
+Advance = Callable[[int, int], None]
+"""Takes how many more objects and bytes are done."""
+
+
+@dataclass(slots=True)
+class Copied:
+    """`objects` and `bytes` were copied, `present` were there, `broken` were left behind."""
+
+    objects: int = 0
+    bytes: int = 0
+    present: int = 0
+    broken: int = 0
+
+
+async def totals(source: ObjectStore) -> tuple[int, int]:
+    """Objects and bytes that there are to copy. Raises StorageError."""
+    count = size = 0
+    async for one in objects(source):
+        if _is_copied(one.key):
+            count, size = count + 1, size + one.size_bytes
+    return count, size
+
+
+async def copy(source: ObjectStore, target: ObjectStore, advance: Advance) -> Copied:
+    """Raises StorageError."""
+    one = _Copy(source, target, advance)
+    await one.run()
+    return one.copied
+
+
+class _Copy:
+    def __init__(self, source: ObjectStore, target: ObjectStore, advance: Advance) -> None:
+        self.copied = Copied()
+        self._source = source
+        self._target = target
+        self._advance = advance
+        self._done = Names()  # in the target
+        self._sizes: dict[int, int] = {}  # of what the target had before, by number as in Names
+
+    async def run(self) -> None:
+        async for one in objects(self._target):
+            self._sizes[hash(one.key)] = one.size_bytes
+        manifests: list[Stored] = []
+        indexes: list[Stored] = []
+
+        async def blob(one: Stored) -> None:
+            if (named := await named_by(self._source, one)) is None:
+                await self._stored(one)
+            else:
+                (indexes if named.manifests else manifests).append(one)
+
+        # A manifest that is in this list has had its paths in the binary cache before.
+        await each(objects(self._source, "blobs"), blob)
+        for prefix in ("nar", "log"):
+            await each(objects(self._source, prefix), self._stored)
+        await each((one async for one in objects(self._source) if _is_listing(one)), self._stored)
+        await self._narinfos()
+        await each(listed(manifests), self._manifest)
+        await each(listed(indexes), self._manifest)
+        for kind in _RECORD_ORDER:
+            await each(objects(self._source, f"records/{kind}"), self._record)
+        await each((one async for one in objects(self._source) if _is_other(one)), self._stored)
+
+    async def _stored(self, one: Stored) -> None:
+        await self._object(one.key, one.size_bytes)
+
+    async def _manifest(self, one: Stored) -> None:
+        content = await self._source.get(one.key)
+        named = None if content is None else references.of_manifest(content)
+        if named is not None and await self._are_there((*named.parts, *named.manifests)):
+            await self._stored(one)
+
+    async def _record(self, one: Stored) -> None:
+        content = await self._source.get(one.key)
+        known = references.kind_and_key(one.key)
+        if content is None or known is None:
+            return
+        try:
+            parts = references.of_record(known[0], references.parsed(content))
+        except InvalidFormat:
+            self.copied.broken += 1
+            return
+        if await self._are_there(parts):
+            await self._stored(one)
+
+    async def _are_there(self, parts: Sequence[Part]) -> bool:
+        """Whether the target has them: what was written only now is left to the next copy."""
+        missing = [name for part in parts if (name := keys.blob(part.digest)) not in self._done]
+        if missing and not all([await self._source.exists(name) for name in missing]):
+            self.copied.broken += 1
+        return not missing
+
+    async def _narinfos(self) -> None:
+        """What others refer to first, and each after its NAR."""
+        names: dict[int, tuple[str, str, int]] = {}
+        graph: dict[int, tuple[int, ...]] = {}
+
+        async def read(one: Stored) -> None:
+            if (narinfo := await read_narinfo(self._source, one.key)) is None:
+                self.copied.broken += 1
+                return
+            number = hash(one.key)
+            others = (hash(f"{path.hash_part}{NARINFO}") for path in narinfo.info.references)
+            names[number] = one.key, narinfo.url, one.size_bytes
+            graph[number] = tuple(other for other in others if other != number)
+
+        async def publish(number: int) -> None:
+            if number in names:
+                name, url, size_bytes = names[number]
+                if await self._object(url, None):
+                    await self._object(name, size_bytes)
+
+        await each((one async for one in objects(self._source) if is_narinfo(one)), read)
+        order = TopologicalSorter(graph)
+        try:
+            order.prepare()
+        except CycleError:  # written by nobody that we know
+            await each(listed(names), publish)
+            return
+        while order.is_active():
+            ready = order.get_ready()
+            await each(listed(ready), publish)
+            order.done(*ready)
+
+    async def _object(self, name: str, size_bytes: int | None) -> bool:
+        """Whether it is in the target now. `size_bytes` where it is known."""
+        if name in self._done:
+            return True
+        there = self._sizes.get(hash(name))
+        if there is not None and there == size_bytes and not name.startswith(_MOVING):
+            self.copied.present += 1
+            copied = there
+        else:
+            try:
+                if size_bytes is not None and size_bytes <= _SMALL_BYTES:
+                    copied = await self._copy_small(name)
+                else:
+                    if there is not None:  # cut off, or by somebody else
+                        await self._target.delete(name)
+                    copied = await asyncio.to_thread(self._copy, name)
+            except FileNotFoundError:
+                return False
+            except InvalidFormat as error:
+                log.warning("object-not-copied", key=name, reason=error.reason)
+                self.copied.broken += 1
+                return False
+            self.copied.objects += 1
+            self.copied.bytes += copied
+        self._done.add(name)
+        self._advance(1, copied)
+        return True
+
+    async def _copy_small(self, name: str) -> int:
+        """Like `_copy`, and replaces what is there."""
+        content = await self._source.get(name)
+        if content is None:
+            raise FileNotFoundError(name)
+        _compare(name, hashlib.sha256(content).digest())
+        await self._target.put(name, content)
+        return len(content)
+
+    def _copy(self, name: str) -> int:
+        """Blocking; the size. Raises InvalidFormat for what is not what its name says, FileNotFoundError."""
+        seen, size = hashlib.sha256(), 0
+        with self._target.stage() as staged:
+            for chunk in self._source.read(name, 0, None):
+                staged.write(chunk)
+                seen.update(chunk)
+                size += len(chunk)
+            _compare(name, seen.digest())
+            staged.publish(name)
+        return size
+
+
+def _compare(name: str, digest: bytes) -> None:
+    blob = references.digest_of(name)
+    file_hash = name.removeprefix("nar/").partition(".")[0]
+    if blob is not None and blob.algorithm == "sha256":
+        same = blob.hex == digest.hex()
+    elif name.startswith("nar/") and len(file_hash) == _NIX_BASE32_LENGTH:
+        same = file_hash == base32.encode(digest)
+    else:
+        return
+    if not same:
+        raise InvalidFormat("object", name, "its bytes have another hash than its name says")
+
+
+def _is_copied(name: str) -> bool:
+    return not name.startswith(_STAYS)
+
+
+def _is_other(one: Stored) -> bool:
+    """What nothing else names, and names nothing."""
+    known = references.digest_of(one.key) is not None or references.kind_and_key(one.key) is not None
+    return _is_copied(one.key) and not known and not is_of_cache(one)
+
+
+def _is_listing(one: Stored) -> bool:
+    return "/" not in one.key and one.key.endswith(LISTING)
