@@ -116,7 +116,9 @@ class LayerMaker:
             if await self._blobs.has(layer.digest):
                 return layer
         layer = await self._packed(infos)
-        await self._records.put("recipe", layer.digest.hex, Recipe.of(layer, infos).to_json())
+        made_of = Recipe.of(layer, infos).to_json()
+        if await self._records.put("recipe", layer.digest.hex, made_of) != made_of:
+            await self._records.replace("recipe", layer.digest.hex, made_of)
         recorded = Layer.from_json(await self._records.put("layer", recipe, layer.to_json()))
         if recorded == layer or await self._blobs.has(recorded.digest):
             return recorded

@@ -53,6 +53,8 @@ class _Check:
         self._store = store
         self._unpack = unpack
         self._progress = progress
+        self._found: list[tuple[int, Finding]] = []
+        self._passes = 0  # each looks at what names something that one before looked at
         # Of blobs, by number as in Names.
         self._sizes: dict[int, int] = {}
         self._diffs: dict[int, int] = {}
@@ -73,20 +75,23 @@ class _Check:
         await self._pass("listings", "listing", self._listings(), self._listing)
         await self._pass("blobs", "blob", objects(self._store, "blobs"), blob)
         for some, kind in ((manifests, "manifest"), (indexes, "index")):
-            self._progress(f"{kind}: {len(some)}")
+            self._progress(f"looking at what {len(some)} manifests name")
+            self._passes += 1
             await each(_all(some), self._manifest)
             self.checked.objects[kind] += len(some)
         for kind in references.KINDS:
             prefix = f"records/{kind}"
             await self._pass(f"{kind} records", f"{kind} record", objects(self._store, prefix), self._record)
         await self._pass("pins", "pin", objects(self._store, "pins"), self._pin)
-        # Blobs were found first: whoever removes in this order never leaves something that names what is gone.
-        self.checked.findings.reverse()
+        # Whoever removes in this order never leaves something that names what is gone.
+        self._found.sort(key=lambda found: (-found[0], found[1].key.startswith("nar/"), found[1].key))
+        self.checked.findings = [finding for _, finding in self._found]
 
     async def _pass(
         self, what: str, kind: str, items: AsyncIterator[Stored], look: Callable[[Stored], Awaitable[object]]
     ) -> None:
         self._progress(f"looking at {what}")
+        self._passes += 1
 
         async def counted(one: Stored) -> None:
             await look(one)
@@ -97,7 +102,7 @@ class _Check:
 
     def _find(self, key: str, problem: str) -> None:
         self._bad.add(key)
-        self.checked.findings.append(Finding(key, problem))
+        self._found.append((self._passes, Finding(key, problem)))
 
     # --- the binary cache ---------------------------------------------------------------------------
 

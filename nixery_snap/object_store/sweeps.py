@@ -112,7 +112,8 @@ class Sweeps:
         """Look for sweeps until cancelled; `seen` is called each time."""
         while True:
             try:
-                await asyncio.wait_for(self.read(), self.pace_seconds)
+                async with asyncio.timeout(self.pace_seconds):
+                    await self.read()
             except (StorageError, TimeoutError) as error:
                 log.warning("sweeps-not-read", reason=str(error) or "the store does not answer")
             seen()

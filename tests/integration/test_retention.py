@@ -1,0 +1,292 @@
+"""What nobody uses is removed beside a running server; what is broken or lost is made again; stores are copied."""
+
+import asyncio
+import http.client
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nixery_snap.nix.store_path import StorePath
+from nixery_snap.nix_stores.decompression import decompress
+from nixery_snap.object_store.check import check
+from nixery_snap.object_store.store import ObjectStore
+from tests.integration.nixtools import ChrootStore
+from tests.integration.processes import run, wait_until
+from tests.integration.server import OCI_MANIFEST, PROGRAM, Image, Registry, Start
+
+# A use is written down anew after 5 seconds, journals every 2.5.
+RETENTION = """
+[retention]
+unused = 20
+grace = 1
+interval = 0
+[nix]
+build_timeout = 600
+"""
+OLD_SECONDS = 10_000
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+SNAPSHOTTER = "nix-snapshotter/wide"
+
+
+def command(registry: Registry, *arguments: str, status: int = 0) -> str:
+    """Its standard output."""
+    config = registry.state / "settings.toml"
+    config.write_text(registry.config)
+    done = run(
+        *(*PROGRAM, *arguments, "--config", config, *registry.options), env=registry.program_env, check=False
+    )
+    assert done.returncode == status, (done.stdout, done.stderr)
+    return done.stdout
+
+
+def fsck(registry: Registry) -> list[str]:
+    """The keys of what is broken."""
+    store = ObjectStore(f"file://{registry.storage_directory}")
+    checked = asyncio.run(check(store, decompress, lambda line: None))
+    return [finding.key for finding in checked.findings]
+
+
+def age(registry: Registry) -> None:
+    """As if everything had happened long ago."""
+    before = time.time() - OLD_SECONDS
+    for directory in (registry.storage_directory, registry.state / "cache/gcroots"):
+        for path in directory.rglob("*"):
+            os.utime(path, (before, before), follow_symlinks=False)
+
+
+def blob(registry: Registry, digest: str) -> Path:
+    (found,) = registry.storage_directory.glob(f"blobs/*/*/{digest.removeprefix('sha256:')}")
+    return found
+
+
+def by_digest(registry: Registry, image: Image) -> int:
+    return registry.manifest("any", image.digest).status
+
+
+@pytest.fixture
+def registry(directory: Path, own_store: ChrootStore, start: Start) -> Registry:
+    return start(Registry(directory / "state", own_store.root, config=RETENTION))
+
+
+def wait_until_written(registry: Registry, *digests: str) -> None:
+    """Until journals younger than those that have been aged tell of their use."""
+
+    def written() -> bool:
+        journals = [path for path in registry.storage_directory.glob("usage/*") if _is_young(path)]
+        text = "".join(path.read_text() for path in journals)
+        return all(digest in text for digest in digests)
+
+    wait_until(written, seconds=60, what="uses are written down")
+
+
+def _is_young(path: Path) -> bool:
+    return path.stat().st_mtime > time.time() - OLD_SECONDS / 2
+
+
+def test_beside_a_running_server(registry: Registry) -> None:
+    images = {name: registry.pull(name) for name in ("hello", "curl", SNAPSHOTTER)}
+    used, *unused = images.values()
+    index = registry.manifest("nix-snapshotter/curl", accept=OCI_INDEX).headers["docker-content-digest"]
+    for image in unused:  # now they are in memory
+        assert by_digest(registry, image) == 200
+    roots = registry.state / "cache/gcroots"
+    (roots / ("0123456789abcdef" * 4)).symlink_to("/nix/store/gone")
+    kept_roots = len(list(roots.iterdir()))
+    wait_until_written(registry, index, *(image.digest for image in images.values()))
+    age(registry)
+
+    repeating = http.client.HTTPConnection("127.0.0.1", registry.port)
+    asking = threading.Event()
+
+    def ask_again() -> None:
+        while not asking.wait(0.1):  # all but the first are hot answers
+            repeating.request("GET", "/v2/hello/manifests/latest", headers={"Accept": OCI_MANIFEST})
+            assert repeating.getresponse().read() == used.manifest_bytes
+
+    with ThreadPoolExecutor(1) as threads:
+        client = threads.submit(ask_again)
+        try:
+            wait_until_written(registry, used.digest)
+            planned = json.loads(command(registry, "gc", "--dry-run", "--json"))
+            assert blob(registry, unused[0].digest).exists()
+            done = json.loads(command(registry, "gc", "--json"))
+        finally:
+            asking.set()
+        client.result()
+    repeating.close()
+    layer = max(unused[0].layers, key=lambda layer: layer["size"])
+    for report in (planned, done):
+        assert report["removed"]["objects"]["image"] == 4
+        assert report["kept"]["objects"]["image"] == 1
+        assert report["removed"]["bytes"]["blob"] > layer["size"]
+        assert report["removed"]["objects"]["narinfo"] >= 123
+    assert fsck(registry) == []
+    assert registry.pull("hello") == used
+    for image in unused:
+        assert by_digest(registry, image) == 404, "answered from memory"
+        assert registry.get(f"/v2/any/blobs/{image.layers[0]['digest']}").status == 404
+    assert registry.manifest("any", index).status == 404
+    assert registry.get(f"/nix-cache/{closure_info(unused[1]).hash_part}.narinfo").status == 404
+    assert len(list(roots.iterdir())) < kept_roots
+    assert {name: registry.pull(name) for name in images} == images
+    assert registry.get(f"/nix-cache/{closure_info(unused[1]).hash_part}.narinfo").status == 200
+    assert fsck(registry) == []
+
+
+def closure_info(image: Image) -> StorePath:
+    return StorePath.parse(image.layers[0]["annotations"]["containerd.io/snapshot/nix-closure"])
+
+
+def test_requests_while_it_removes(registry: Registry) -> None:
+    """Old images are asked for at every moment of a collection; each answer is whole, and so is what follows it."""
+    names = ["hello", "curl", "manyfiles", SNAPSHOTTER, "nix-snapshotter/curl", "classic/wide"]
+    before = {name: registry.pull(name) for name in names}
+    registry.stop()  # or it would think that their uses are written down already
+    age(registry)
+    registry.start()
+    config = registry.state / "settings.toml"
+    with ThreadPoolExecutor(4) as threads:
+        collecting = subprocess.Popen(
+            [*PROGRAM, "gc", "--config", str(config), *registry.options],
+            env=registry.program_env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        turns = 0
+        while collecting.poll() is None:
+            # One more name every half second: some are first asked for only while things are removed.
+            some = names[: 1 + turns // 5]
+            for name, image in zip(some, threads.map(registry.pull, some), strict=True):
+                assert image == before[name], name
+            turns += 1
+            time.sleep(0.1)
+    assert collecting.returncode == 0
+    assert fsck(registry) == []
+    assert {name: registry.pull(name) for name in names} == before
+
+
+def test_everything_is_kept_without_being_told_otherwise(registry: Registry) -> None:
+    registry.config = ""
+    done = run(*PROGRAM, "gc", *registry.options, env=registry.program_env, check=False)
+    assert done.returncode == 1
+    assert "retention.unused" in done.stderr
+
+
+def test_a_server_collects_by_itself(directory: Path, own_store: ChrootStore, start: Start) -> None:
+    registry = Registry(directory / "state", own_store.root, config=RETENTION)
+    start(registry)
+    gone = registry.pull("hello")
+    registry.stop()
+    age(registry)
+    registry.config = RETENTION.replace("interval = 0", "interval = 1")
+    registry.start()
+    registry.wait_for_event("garbage-collected")
+    assert by_digest(registry, gone) == 404
+    assert fsck(registry) == []
+
+
+# --- lost layers ------------------------------------------------------------------------------------
+
+
+def lose_a_layer(registry: Registry, name: str = "curl") -> tuple[str, bytes]:
+    """The digest and content of a layer of store paths, after its file is gone."""
+    image = registry.pull(name)
+    digest = max(image.layers, key=lambda layer: layer["size"])["digest"]
+    blob(registry, digest).unlink()
+    return digest, image.blobs[digest]
+
+
+def recipe(registry: Registry, digest: str) -> Path:
+    (found,) = registry.storage_directory.glob(f"records/recipe/*/{digest.removeprefix('sha256:')}.json")
+    return found
+
+
+def test_a_lost_layer_is_made_again_once(registry: Registry) -> None:
+    digest, content = lose_a_layer(registry)
+    target = f"/v2/curl/blobs/{digest}"
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda number: registry.get(target), range(16)))
+    assert {(answer.status, answer.body) for answer in answers} == {(200, content)}
+    assert len(registry.events("layer-made-again")) == 1
+    blob(registry, digest).unlink()
+    head = registry.head(target)
+    assert (head.status, head.headers["content-length"]) == (200, str(len(content)))
+    assert fsck(registry) == []
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "another codec": lambda value: value.update(codec="gzip-zlib-ng-1.0-level2"),
+    "another build": lambda value: value["paths"][0].__setitem__(1, "sha256:" + "0" * 52),
+    "a path that is nowhere": lambda value: value["paths"][0].__setitem__(0, "0" * 32 + "-nowhere"),
+    "other bytes": lambda value: value["layer"].update(size=1),
+    "another layer": lambda value: value["layer"].update(digest="sha256:" + "0" * 64),
+    "no recipe": lambda value: value.clear(),
+}
+
+
+def test_a_layer_that_cannot_be_made_again(directory: Path, own_store: ChrootStore, start: Start) -> None:
+    """Never other bytes: the image is made again when it is asked for by name."""
+    nothing_remembered = "[limits]\nmemory_cache = 0\nfailure_ttl = 0\n"
+    registry = start(Registry(directory / "state", own_store.root, config=RETENTION + nothing_remembered))
+    for what, change in CHANGES.items():
+        digest, content = lose_a_layer(registry)
+        value = json.loads(recipe(registry, digest).read_bytes())
+        change(value)
+        recipe(registry, digest).write_text(json.dumps(value))
+        answer = registry.get(f"/v2/curl/blobs/{digest}")
+        assert (answer.status, answer.error["code"]) == (404, "BLOB_UNKNOWN"), what
+        if what == "other bytes":
+            blob(registry, digest).unlink()  # it came out right, and only the recipe was wrong
+        assert registry.pull("curl").blobs[digest] == content
+        assert fsck(registry) == [], what
+    assert len(registry.events("layer-lost")) == 4
+
+
+# --- checking and copying ---------------------------------------------------------------------------
+
+
+def test_what_is_broken_is_found_and_made_again(registry: Registry) -> None:
+    image, whole = registry.pull("curl"), registry.pull(SNAPSHOTTER)
+    assert fsck(registry) == []
+    layer = blob(registry, image.layers[0]["digest"])
+    layer.chmod(0o644)
+    layer.write_bytes(layer.read_bytes()[:-1])
+    shown = command(registry, "fsck", status=1)
+    assert "its bytes have another digest" in shown
+    found = fsck(registry)
+    assert str(layer.relative_to(registry.storage_directory)) in found
+    assert str(blob(registry, image.digest).relative_to(registry.storage_directory)) in found
+    registry.stop()
+    done = json.loads(command(registry, "fsck", "--repair", "--json", status=1))
+    assert [finding["key"] for finding in done["findings"]] == found
+    assert fsck(registry) == []
+    registry.start()
+    assert by_digest(registry, whole) == 200
+    assert registry.pull("curl") == image
+
+
+def test_a_copy_is_served(registry: Registry, directory: Path) -> None:
+    images = {name: registry.pull(name) for name in ("curl", SNAPSHOTTER)}
+    other = Registry(directory / "other", registry.store)
+    done = run(
+        *(*PROGRAM, "copy", f"file://{registry.storage_directory}", f"file://{other.storage_directory}"),
+        env=registry.program_env,
+    )
+    assert done.stdout.startswith("copied ")
+    other.state.mkdir(exist_ok=True)
+    assert fsck(other) == []
+    other.start()
+    try:
+        for name, image in images.items():
+            assert other.pull(name) == image
+        assert other.events("assembled") == []
+    finally:
+        other.stop()
