@@ -1,68 +1,26 @@
 """`kill -9` at any moment leaves nothing behind that a restart would serve wrongly."""
 
 import contextlib
-import http.client
 import random
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
+from tests.integration.crashes import crash, request_and_hang_up
 from tests.integration.need import need
 from tests.integration.nixtools import ChrootStore, add_package
-from tests.integration.processes import run, wait_until
-from tests.integration.server import PROGRAM, Registry
+from tests.integration.processes import wait_until
+from tests.integration.server import Registry
 
-NAMES = ["shell/hello", "nix-snapshotter/shell/hello", "curl", "manyfiles", "nix-snapshotter/wide/curl"]
-ROUNDS = 6
+ROUNDS = 5
 SLEEPER = "sleeper-of-the-dead"
 ENDLESS = "let count = number: if number < 0 then 0 else count (number + 1); in count 0"
-STEPS = 4  # an image logs about so many lines from pinned to assembled
-
-
-def request_and_hang_up(registry: Registry, name: str) -> None:
-    with contextlib.suppress(OSError, http.client.HTTPException, AssertionError, ValueError):
-        registry.pull(name)
-
-
-def wait_for_steps(registry: Registry, more: int) -> None:
-    """Until the log has so many more lines, or work has come to its end without."""
-    begun = registry.log.read_bytes().count(b"\n")
-    deadline = time.monotonic() + 2
-    while registry.log.read_bytes().count(b"\n") < begun + more and time.monotonic() < deadline:
-        time.sleep(0.001)
 
 
 def test_killed_at_random_moments(directory: Path, own_store: ChrootStore, own_source: Path) -> None:
-    """Every round is a new revision with a new hello, so that all steps run again in all of them."""
-    seed = random.SystemRandom().randrange(2**32)
-    generator = random.Random(seed)
-    registry = Registry(directory / "state", own_store.root, own_source)
-    basics = own_source / "basics.nix"
-    text = basics.read_text()
-    registry.start()
-    try:
-        for number in range(ROUNDS):
-            basics.write_text(text.replace("Hello, world!", f"Hello, round {number}!"))
-            clients = [threading.Thread(target=request_and_hang_up, args=(registry, name)) for name in NAMES]
-            for client in clients:
-                client.start()
-            wait_for_steps(registry, generator.randrange(STEPS * len(NAMES)))
-            time.sleep(generator.uniform(0, 0.03))
-            registry.kill()
-            for client in clients:
-                client.join()
-            registry.start()
-            for name in NAMES:
-                assert registry.pull(name), f"seed {seed}, round {number}"
-            (path,) = own_store.installed(("hello",), directory=own_source)["hello"]
-            assert f"round {number}!" in (own_store.physical(path) / "bin" / "hello").read_text()
-    finally:
-        registry.stop()
-    for name in NAMES:
-        command = ["inspect", name, "--verify", *registry.options]
-        run(*PROGRAM, *command, env=registry.program_env)
+    """bench/crashes.py does the same a hundred times."""
+    crash(directory, own_store, own_source, ROUNDS, random.SystemRandom().randrange(2**32))
 
 
 def processes_of(registry: Registry) -> list[str]:
