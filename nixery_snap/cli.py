@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from nixery_snap import __version__, reports
+from nixery_snap.adapters import open_objects
 from nixery_snap.doctor import State, examine
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.evaluation.popularity import popularity as count_popularity
@@ -263,7 +264,7 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Remove what has not been used for retention.unused seconds from the object store."""
     configure_logging("console", quiet=True)
     with reports.progress(Console(stderr=True)) as progress:
-        objects = ObjectStore(settings.storage_url)
+        objects = open_objects(settings)
         report = asyncio.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
     reports.print_garbage(Console(), report, dry_run=dry_run, machine=as_json)
 
@@ -275,7 +276,7 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
 def fsck(settings: Settings, repair: bool, as_json: bool) -> None:
     """Check every digest, size and reference of the object store; fails when something is wrong."""
     configure_logging("console", quiet=True)
-    objects = ObjectStore(settings.storage_url)
+    objects = open_objects(settings)
 
     async def work(progress: Progress) -> Checked:
         checked = await check(objects, decompress, progress)

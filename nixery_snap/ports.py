@@ -149,7 +149,7 @@ class Uses(Protocol):
         """
 
     def remembers(
-        self, forget: Callable[[], None], take_uses: Callable[[], Iterable[str]] | None = None
+        self, *forget: Callable[[], None], take_uses: Callable[[], Iterable[str]] | None = None
     ) -> None:
         """Have `forget` called when what was seen in the store may be gone, and `take_uses` for more that were seen."""
 
@@ -173,7 +173,7 @@ class Untracked:
         return True
 
     def remembers(
-        self, forget: Callable[[], None], take_uses: Callable[[], Iterable[str]] | None = None
+        self, *forget: Callable[[], None], take_uses: Callable[[], Iterable[str]] | None = None
     ) -> None:
         return
 

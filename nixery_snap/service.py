@@ -49,6 +49,7 @@ from nixery_snap.object_store.cache_files import StoredCacheFiles
 from nixery_snap.object_store.leases import StoredLeases
 from nixery_snap.object_store.pins import StoredPins
 from nixery_snap.object_store.records import StoredRecords
+from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.object_store.sweeps import Sweeps
 from nixery_snap.object_store.usage import StoredUses
 from nixery_snap.ports import (
@@ -180,21 +181,18 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
             leases=StoredLeases(objects, settings.object_store.lease),
             uses=uses,
         )
-        clients = ClientLimit(settings.limits.client_images)
-        base_packages = tuple(map(AttributePath.parse, settings.base_packages))
         delivery = (sorted(settings.client_substituters), settings.names_closure_info, names_paths)
         pipeline = Pipeline(
             steps,
-            base_packages,
+            tuple(map(AttributePath.parse, settings.base_packages)),
             max_layers,
             settings.limits.failure_ttl,
             delivery,
             popularity.digest,
             BuildQueue(settings.nix.builds, settings.limits.build_queue),
-            clients,
+            clients := ClientLimit(settings.limits.client_images),
         )
-        for forget in (records.forget, own.forget, pipeline.forget):
-            uses.remembers(forget)
+        uses.remembers(records.forget, own.forget, pipeline.forget)
         yield Service(
             settings,
             NameGrammar(

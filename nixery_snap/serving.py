@@ -137,8 +137,7 @@ async def _serve(
             else never,
             trusted=service.uses.trusted,
         )
-        service.uses.remembers(registry.forget)
-        service.uses.remembers(hot.forget, hot.take_uses)
+        service.uses.remembers(registry.forget, hot.forget, take_uses=hot.take_uses)
         tidying = asyncio.ensure_future(stay_tidy(settings, service.objects))
         servers = await serve_hot(runner, hot, sockets=[sock], backlog=_BACKLOG)
         log.info("serving", listen=address_of(sock), pid=os.getpid(), public_key=service.public_key)

@@ -162,7 +162,7 @@ def _sha256(content: bytes) -> str:
 
 
 async def names(store: ObjectStore, prefix: str = "") -> set[str]:
-    return {one.key async for batch in store.scan(prefix) for one in batch}
+    return {name async for name, _ in store.list(prefix)}
 
 
 async def value_of(store: ObjectStore, name: str) -> Any:

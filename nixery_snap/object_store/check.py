@@ -22,8 +22,8 @@ from nixery_snap.object_store import keys, references
 from nixery_snap.object_store.contents import BlobContent, Unpack, blob_content, check_nar, check_nar_file
 from nixery_snap.object_store.marking import LISTING, NARINFO, is_narinfo, read_narinfo
 from nixery_snap.object_store.references import Part
-from nixery_snap.object_store.store import ObjectStore, Stored
-from nixery_snap.object_store.walking import Names, each, objects
+from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.object_store.walking import Names, Stored, each, objects
 from nixery_snap.ports import Progress
 
 _DIFF_DIGITS: Final = 16  # of a diff_id, to be kept for every layer
@@ -216,7 +216,7 @@ class _Check:
             if name in self._bad:
                 problems.append(f"{part.digest} is broken")
             elif size is None and (stored := await self._store.head(name)) is not None:
-                size = stored.size_bytes  # written since
+                size = stored[0]  # written since
             if size is None:
                 if name not in self._bad:
                     problems.append(f"{part.digest} is missing")

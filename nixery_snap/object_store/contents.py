@@ -12,7 +12,8 @@ from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix import base32
 from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.object_store import references
-from nixery_snap.object_store.store import ObjectStore, Stored
+from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.object_store.walking import Stored
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES
 

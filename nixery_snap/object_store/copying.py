@@ -22,8 +22,8 @@ from nixery_snap.object_store import keys, references
 from nixery_snap.object_store.contents import named_by
 from nixery_snap.object_store.marking import LISTING, NARINFO, is_narinfo, is_of_cache, read_narinfo
 from nixery_snap.object_store.references import Part
-from nixery_snap.object_store.store import ObjectStore, Stored
-from nixery_snap.object_store.walking import Names, each, listed, objects
+from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.object_store.walking import Names, Stored, each, listed, objects
 
 log = structlog.get_logger()
 

@@ -62,9 +62,9 @@ class StoredUses:
         return False
 
     def remembers(
-        self, forget: Callable[[], None], take_uses: Callable[[], Iterable[str]] | None = None
+        self, *forget: Callable[[], None], take_uses: Callable[[], Iterable[str]] | None = None
     ) -> None:
-        self._sweeps.forget.append(forget)
+        self._sweeps.forget.extend(forget)
         if take_uses is not None:
             self._sources.append(take_uses)
 

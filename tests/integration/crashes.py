@@ -29,7 +29,7 @@ interval = 1
 """
 NAMES = ["shell/hello", "nix-snapshotter/shell/hello", "curl", "manyfiles", "nix-snapshotter/wide/curl"]
 STEPS = 4  # an image logs about so many lines from pinned to assembled
-IDLE_SECONDS = 4.0  # some rounds wait up to so long: then what is unused is being removed
+IDLE_SECONDS = 8.0  # some rounds wait up to so long: then what is unused is being removed
 
 
 def request_and_hang_up(registry: Registry, name: str) -> None:

@@ -1,6 +1,5 @@
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,9 +12,9 @@ from nixery_snap.oci.digest import Digest
 from tests.stored import Filler, StoredImage, key_of, names, store_path, value_of
 
 
-@pytest.fixture(params=["file", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    return ObjectStore("memory://" if request.param == "memory" else f"file://{tmp_path}")
+@pytest.fixture
+def store() -> ObjectStore:
+    return ObjectStore("memory://")
 
 
 class Filled:

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from nixery_snap.errors import StorageError
+from nixery_snap.nix_stores.decompression import decompress
 from nixery_snap.object_store import keys, sweep
+from nixery_snap.object_store.check import check
 from nixery_snap.object_store.store import ObjectStore
-from nixery_snap.object_store.walking import Stored
 from nixery_snap.object_store.sweep import Report, Rules
 from nixery_snap.object_store.sweeps import Marker, State, Sweeps
 from nixery_snap.object_store.usage import StoredUses
+from nixery_snap.object_store.walking import Stored
 from nixery_snap.ports import UseKind, use
 from tests.stored import Filler, StoredImage, key_of, names, store_path
 
@@ -20,9 +22,9 @@ DAY = 86400.0
 RULES = Rules(unused_seconds=30 * DAY, grace_seconds=600, imprecision_seconds=DAY, pace_seconds=0.1)
 
 
-@pytest.fixture(params=["file", "memory"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    made = ObjectStore("memory://" if request.param == "memory" else f"file://{tmp_path}")
+@pytest.fixture
+async def store() -> ObjectStore:
+    made = ObjectStore("memory://")
     await made.put(keys.USAGE_BEGIN, b"")
     return made
 
@@ -165,6 +167,30 @@ async def test_referrers_go_first(store: ObjectStore) -> None:
     ]
     assert [places[name] for name in chain] == sorted(places[name] for name in chain)
     assert places[f"{inner.path.hash_part}.narinfo"] < min(places[n] for n in order if n.startswith("nar/"))
+
+
+async def test_killed_after_any_removal(store: ObjectStore) -> None:
+    """There is never anything that names what is gone."""
+    fill = Filler(store)
+    inner = await fill.path("inner")
+    outer = await fill.path("outer", inner.path)
+    await fill.index_of(await fill.image("image", ["shared", "own"]))
+    await fill.image("snapshotter", ["shared"], closure=[inner.path, outer.path], snapshotter=True)
+    await fill.attribute_index("index")
+    steps = 0
+
+    async def remove(some: Sequence[Stored]) -> None:
+        nonlocal steps
+        for one in some:
+            await store.delete(one.key)
+            steps += 1
+            assert (await check(store, decompress, ignore)).findings == [], one.key
+
+    one = sweep._Sweep(store, RULES, time.time() + 40 * DAY, ignore)
+    await one.mark()
+    await one.sweep(remove)
+    assert steps > 30
+    assert await names(store) == {keys.USAGE_BEGIN}
 
 
 async def test_what_is_strange_is_left_alone(store: ObjectStore) -> None:

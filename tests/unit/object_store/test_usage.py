@@ -121,7 +121,7 @@ async def test_uses_are_written_once_and_together(
     await sweeps.read()
     assert await uses.note("image:a", "manifest:b")
     uses.seen(["path:c"])
-    uses.remembers(lambda: None, lambda: {"path:d", "image:a"})
+    uses.remembers(take_uses=lambda: {"path:d", "image:a"})
     assert await journals(store) == []
     await uses.flush()
     await uses.flush()
