@@ -41,14 +41,19 @@ def open_nix(settings: Settings) -> NixCommand:
     return NixCommand(store, home, settings.nix.options)
 
 
-def open_objects(settings: Settings) -> ObjectStore:
-    """Raises SettingsError."""
+def open_objects(settings: Settings, source: str | None = None) -> ObjectStore:
+    """What a separate source has by itself, or else what the others share. Raises SettingsError."""
     limits = settings.object_store
     return ObjectStore(
-        settings.storage_url,
+        settings.storage_url if source is None else settings.storage_url_of(source),
         url_lifetime_seconds=limits.url_lifetime if limits.delivery == "redirect" else None,
         timeout_seconds=limits.timeout,
     )
+
+
+def open_every(settings: Settings) -> list[ObjectStore]:
+    """The shared one first. Raises SettingsError."""
+    return [open_objects(settings, source) for source in (None, *sorted(settings.separate_sources))]
 
 
 def own_substituter(files: CacheFiles, key: SecretKey) -> Substituter:

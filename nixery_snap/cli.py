@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from nixery_snap import __version__, reports
-from nixery_snap.adapters import open_objects
+from nixery_snap.adapters import open_every
 from nixery_snap.doctor import State, examine
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.evaluation.popularity import popularity as count_popularity
@@ -120,7 +120,8 @@ def build(settings: Settings, name: str, output: Output) -> None:
 
     async def work(service: Service, request: ImageRequest) -> str:
         image = await _make(service, request)
-        return str(await export(service.blobs, image.digest, output, name.partition(":")[0], request.tag))
+        blobs = service.of(request.source).blobs
+        return str(await export(blobs, image.digest, output, name.partition(":")[0], request.tag))
 
     click.echo(_run(settings, name, work))
 
@@ -135,9 +136,10 @@ def inspect(settings: Settings, name: str, as_json: bool, verify: bool) -> None:
 
     async def work(service: Service, request: ImageRequest) -> None:
         image = await _make(service, request)
+        compartment = service.of(request.source)
         if verify:
-            await asyncio.to_thread(validate, image.digest, service.blobs.read)
-        report = reports.describe(request, image, await service.pipeline.manifest(image))
+            await asyncio.to_thread(validate, image.digest, compartment.blobs.read)
+        report = reports.describe(request, image, await compartment.pipeline.manifest(image))
         if as_json:
             click.echo(reports.as_json(report))
         else:
@@ -227,7 +229,7 @@ def popularity(settings: Settings, name: str, tag: str, output: Path) -> None:
             made = await service.indexer.index(package_set, system)
             with reports.progress(Console(stderr=True)) as progress:
                 return await count_popularity(
-                    made, service.path_infos, service.evaluator, package_set, system, progress
+                    made, service.of(name).path_infos, service.evaluator, package_set, system, progress
                 )
 
     output.write_bytes(canonical_json.encode(asyncio.run(work())))
@@ -244,13 +246,13 @@ def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
 
     async def work() -> None:
         async with open_service(settings) as service:
-            closure = await find_closure(service.path_infos, roots)
+            closure = await find_closure(service.shared.path_infos, roots)
             count, swept = 0, None
             with reports.progress(Console(stderr=True)) as progress:
                 # Again when what was already there may just have been removed as unused.
-                while swept != (now := await service.uses.settled()):
+                while swept != (now := await service.shared.uses.settled()):
                     swept = now
-                    count += await service.publisher.push(closure, progress, every=every)
+                    count += await service.shared.publisher.push(closure, progress, every=every)
             click.echo(f"published {count} of {len(closure)} store paths")
 
     asyncio.run(work())
@@ -263,10 +265,10 @@ def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
 def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Remove what has not been used for retention.unused seconds from the object store."""
     configure_logging("console", quiet=True)
-    with reports.progress(Console(stderr=True)) as progress:
-        objects = open_objects(settings)
-        report = asyncio.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
-    reports.print_garbage(Console(), report, dry_run=dry_run, machine=as_json)
+    for objects in open_every(settings):
+        with reports.progress(Console(stderr=True)) as progress:
+            report = asyncio.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
+        reports.print_garbage(Console(), report, dry_run=dry_run, machine=as_json)
 
 
 @cli.command()
@@ -276,18 +278,20 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
 def fsck(settings: Settings, repair: bool, as_json: bool) -> None:
     """Check every digest, size and reference of the object store; fails when something is wrong."""
     configure_logging("console", quiet=True)
-    objects = open_objects(settings)
 
-    async def work(progress: Progress) -> Checked:
+    async def work(objects: ObjectStore, progress: Progress) -> Checked:
         checked = await check(objects, decompress, progress)
         if repair:
             await remove_findings(objects, checked.findings)
         return checked
 
-    with reports.progress(Console(stderr=True)) as progress:
-        checked = asyncio.run(work(progress))
-    reports.print_checked(Console(), checked, repaired=repair, machine=as_json)
-    if checked.findings:
+    found = False
+    for objects in open_every(settings):
+        with reports.progress(Console(stderr=True)) as progress:
+            checked = asyncio.run(work(objects, progress))
+        reports.print_checked(Console(), checked, repaired=repair, machine=as_json)
+        found = found or bool(checked.findings)
+    if found:
         sys.exit(1)
 
 
@@ -396,7 +400,7 @@ def _run(settings: Settings, name: str, work: Callable[[Service, ImageRequest], 
 
 async def _make(service: Service, request: ImageRequest) -> Any:
     with reports.progress(Console(stderr=True)) as progress:
-        return await service.pipeline.image(request, progress=progress)
+        return await service.of(request.source).pipeline.image(request, progress=progress)
 
 
 def main() -> None:

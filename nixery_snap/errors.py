@@ -371,6 +371,36 @@ class ShuttingDown(NixerySnapError):
         super().__init__(f"this server is being shut down: pull again in {retry_after_seconds} s")
 
 
+# --- who may what -----------------------------------------------------------------------------------
+
+
+class AccessError(NixerySnapError):
+    """Somebody is not let in. What it says does not depend on what there is, or who is known."""
+
+
+class Unauthenticated(AccessError):
+    """`challenge` says how to show who one is (RFC 9110, section 11.6.1)."""
+
+    def __init__(self, challenge: str) -> None:
+        self.challenge = challenge
+        super().__init__("this takes credentials that are allowed to do it")
+
+
+class Forbidden(AccessError):
+    """Whoever it is may not."""
+
+    def __init__(self) -> None:
+        super().__init__("these credentials are not allowed to do this")
+
+
+class IssuerUnreachable(AccessError):
+    """The keys of an issuer of tokens cannot be had, so that nobody knows whether they are right."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"the keys of auth.issuers.{name} cannot be had: {reason}")
+
+
 # --- a node's containerd ----------------------------------------------------------------------------
 
 

@@ -39,9 +39,9 @@ async def _serve(settings: Settings, part: MetricsPart, started: Callable[[], No
     )
     async with open_service(settings, on_node=True) as service, metrics_served(part):
         parts = NodeParts(
-            pipeline=service.pipeline,
+            pipeline=service.shared.pipeline,
             grammar=service.grammar,
-            blobs=service.blobs,
+            blobs=service.shared.blobs,
             local=service.local,
             realiser=service.realiser,
             store_root=NixStore.parse(settings.nix.store).root,

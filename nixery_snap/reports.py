@@ -50,8 +50,9 @@ def welcome(console: Console, settings: Settings, address: str) -> None:
     if settings.log_format == "json" and not console.is_terminal:
         return
     other = "nix-snapshotter" if settings.format == "classic" else "classic"
+    scheme = "https" if settings.tls.certificate_file else "http"
     lines = [
-        f"nixery-snap serves {masked(settings.source)} at http://{address}",
+        f"nixery-snap serves {masked(settings.source)} at {scheme}://{address}",
         "",
         f"  docker run --rm {address}/hello",
         f"  docker run --rm -it {address}/shell/git/curl",
@@ -63,8 +64,8 @@ def welcome(console: Console, settings: Settings, address: str) -> None:
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def front_page(settings: Settings, public_key: str, host: str) -> str:
-    """What the server tells people who look at `/`; `host` is what they call it."""
+def front_page(settings: Settings, public_key: str, scheme: str, host: str) -> str:
+    """What the server tells people who look at `/`; `scheme` and `host` are how they call it."""
     prefix = "" if settings.format is ImageFormat.SNAPSHOTTER else f"{ImageFormat.SNAPSHOTTER}/"
     lines = [
         "This registry makes container images of Nix packages: a name is a list of packages.",
@@ -77,7 +78,7 @@ def front_page(settings: Settings, public_key: str, host: str) -> str:
             "",
             "Nodes with nix-snapshotter fetch store paths from binary caches, this one among them (nix.conf):",
             "",
-            f"  extra-substituters = {settings.cache_url(host)}",
+            f"  extra-substituters = {settings.cache_url(host, scheme)}",
             f"  extra-trusted-public-keys = {public_key}",
         ]
     return "\n".join(lines) + "\n"
@@ -89,7 +90,7 @@ def node_config(settings: Settings, public_key: str) -> str:
     Raises SettingsError where the server's address cannot be known.
     """
     host = settings.listen
-    url = settings.cache_url(host)
+    url = settings.cache_url(host, "https" if settings.tls.certificate_file else "http")
     if urlsplit(url).hostname in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
         raise SettingsError(
             "binary_cache.public_url",

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from nixery_snap.adapters import open_every
 from nixery_snap.errors import SettingsError, StorageError
 from nixery_snap.object_store import keys
 from nixery_snap.object_store.store import ObjectStore
@@ -71,7 +72,7 @@ async def remove_roots(settings: Settings, objects: ObjectStore) -> None:
     before = time.time() - max(settings.retention.grace, settings.nix.build_timeout)
     links = await asyncio.to_thread(_links, settings.gc_roots_path, before)
     for key, some in links.items():
-        if not await objects.exists(keys.record("image", key)):
+        if not any([await one.exists(keys.record("image", key)) for one in (objects, *open_every(settings))]):
             await asyncio.to_thread(_unlink, some)
             log.info("roots-removed", image=key, links=len(some))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -68,26 +68,51 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
+class Ground:
+    """Where one compartment keeps what it has."""
+
+    objects: ObjectStore
+    blobs: Blobs
+    records: StoredRecords
+    uses: Uses
+
+
+@dataclass(frozen=True, slots=True)
+class Compartment:
+    """What makes and keeps images: for most sources together, or for a separate one by itself.
+
+    What is kept in one is found from no other: neither by digest nor by the hash of a store path.
+    """
+
+    pipeline: Pipeline
+    blobs: BlobStore
+    cache: BinaryCache
+    path_infos: PathInfoSource
+    publisher: CachePublisher
+    objects: ObjectStore
+    uses: Uses
+    lost_layers: LostLayers
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """Everything that makes images, wired; what the registry and the commands build upon."""
 
     settings: Settings
     grammar: NameGrammar
-    pipeline: Pipeline
-    blobs: BlobStore
-    cache: BinaryCache
+    shared: Compartment
+    separate: Mapping[str, Compartment]
+    """By the names of their sources."""
     public_key: str
-    path_infos: PathInfoSource
-    publisher: CachePublisher
     packages: PackageSearch
     indexer: Indexer
     evaluator: Evaluator
     """Without what is remembered."""
     local: PathInfoSource
     realiser: NixRealiser
-    objects: ObjectStore
-    uses: Uses
-    lost_layers: LostLayers
+
+    def of(self, source: str) -> Compartment:
+        return self.separate.get(source, self.shared)
 
     async def checkout(self, source: str, tag: str) -> PackageSet:
         """Raises SettingsError for a source that is none, TagNotFound, SourceError."""
@@ -102,65 +127,36 @@ class Service:
 async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIterator[Service]:
     """`on_node`: images are for this machine alone, so nothing is published. Raises SettingsError, NixError."""
     nix = open_nix(settings)
-    objects = open_objects(settings)
-    await objects.initialise()
-    blobs = Blobs(objects)
-    records = StoredRecords(objects, settings.limits.memory_cache)
-    files = StoredCacheFiles(objects)
     key = load_signing_key(settings.signing_key_path, create=not settings.binary_cache.signing_key_file)
-    if settings.binary_cache.publish != "off" and not on_node:
-        await agree_on_key(key, records)
     async with AsyncExitStack() as stack:
-        stack.callback(blobs.close)
-        uses = await stack.enter_async_context(_uses(settings, objects))
-        own, others = own_substituter(files, key), open_substituters(settings, records)
+        shared = await stack.enter_async_context(_ground(settings, None))
+        if settings.binary_cache.publish != "off" and not on_node:
+            await agree_on_key(key, shared.records)
+        others = open_substituters(settings, shared.records)
+        for substituter in others.values():
+            stack.push_async_callback(substituter.close)
         # With an index of the revision and binary caches that have everything, Nix is not needed.
         has_nix = shutil.which("nix-store") is not None
         if has_nix:
             await nix.initialise()
         else:
             log.warning("without-nix", reason=str(NixMissing("nix-store")))
-        substituters = Substituters((own, *others.values()))
-        stack.push_async_callback(substituters.close)
         local = LocalPathInfos(StoreDatabase(nix.store.database), NixPathInfos(nix))
         files_of_store = StoreFiles(nix.store.root)
-        path_infos: PathInfoSource = CombinedPathInfos(local, substituters) if has_nix else substituters
-        substituted = SubstitutedContents(substituters, records, asyncio.get_running_loop())
-        contents: StoreContents = CombinedContents(files_of_store, substituted) if has_nix else substituted
-        cache = OwnCache(
-            files,
-            key,
-            files_of_store,
-            BuildLogs(nix.store.root),
-            tuple(others[url] for url in settings.binary_cache.upstreams),
-        )
-        await cache.initialise(settings.binary_cache.priority)
-        publisher = CachePublisher(
-            cache,
-            own,
-            substituters,
-            {own.url if url == OWN_CACHE else others[url].url for url in settings.client_substituters},
-            {others[url].url for url in settings.binary_cache.upstreams},
-            settings.binary_cache.publish,
-            names_closure_info=settings.names_closure_info,
-        )
-        max_layers = settings.limits.max_layers
         names_paths = settings.binary_cache.annotations != "closure"
         popularity = await asyncio.to_thread(read_popularity, settings.popularity)
-        layers = LayerMaker(contents, blobs, records)
         sources = {}
         for name in settings.all_sources:
-            sources[name] = open_source_of(settings, name, StoredPins(objects))
+            sources[name] = open_source_of(settings, name, StoredPins(shared.objects))
             stack.callback(sources[name].close)
         limits = (settings.nix.eval_timeout, settings.nix.evaluators, settings.nix.eval_memory_mib)
         one_shot = OneShotEvaluator(nix, *limits, writes_all=not settings.substituters)
         pool = PooledEvaluator(nix, one_shot, *limits)
         stack.push_async_callback(pool.close)
-        indexes = Indexes(blobs, records, uses)
+        indexes = Indexes(shared.blobs, shared.records, shared.uses)
         catalogues = Catalogues(indexes)
         fair = FairEvaluator(pool, settings.nix.evaluators)
-        remembered = RememberedEvaluator(fair, records, settings.limits.failure_ttl)
-        evaluator = Indexed(remembered, indexes, catalogues)
+        remembered = RememberedEvaluator(fair, shared.records, settings.limits.failure_ttl)
         realiser = NixRealiser(
             nix,
             settings.gc_roots_path,
@@ -168,31 +164,67 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
             settings.nix.build_timeout,
             lambda: nix_options(settings, key, others),
         )
-        steps = Steps(
-            sources=sources,
-            evaluator=evaluator,
-            realiser=realiser,
-            path_infos=path_infos,
-            refusals=lambda paths: [error for path in paths for error in substituters.errors_of(path)],
-            publisher=NothingPublished() if on_node else publisher,
-            assembler=Assembler(contents, blobs, layers, max_layers, popularity, names_paths=names_paths),
-            blobs=blobs,
-            records=records,
-            leases=StoredLeases(objects, settings.object_store.lease),
-            uses=uses,
-        )
-        delivery = (sorted(settings.client_substituters), settings.names_closure_info, names_paths)
-        pipeline = Pipeline(
-            steps,
-            tuple(map(AttributePath.parse, settings.base_packages)),
-            max_layers,
-            settings.limits.failure_ttl,
-            delivery,
-            popularity.digest,
-            BuildQueue(settings.nix.builds, settings.limits.build_queue),
-            clients := ClientLimit(settings.limits.client_images),
-        )
-        uses.remembers(records.forget, own.forget, pipeline.forget)
+        builds = BuildQueue(settings.nix.builds, settings.limits.build_queue)
+        clients = ClientLimit(settings.limits.client_images, settings.limits.client_new_images)
+
+        async def compartment(ground: Ground, names: Collection[str]) -> Compartment:
+            blobs, records = ground.blobs, ground.records
+            files = StoredCacheFiles(ground.objects)
+            own = own_substituter(files, key)
+            substituters = Substituters((own, *others.values()))
+            path_infos: PathInfoSource = CombinedPathInfos(local, substituters) if has_nix else substituters
+            substituted = SubstitutedContents(substituters, records, asyncio.get_running_loop())
+            contents: StoreContents = (
+                CombinedContents(files_of_store, substituted) if has_nix else substituted
+            )
+            cache = OwnCache(
+                files,
+                key,
+                files_of_store,
+                BuildLogs(nix.store.root),
+                tuple(others[url] for url in settings.binary_cache.upstreams),
+            )
+            await cache.initialise(settings.binary_cache.priority)
+            publisher = CachePublisher(
+                cache,
+                own,
+                substituters,
+                {own.url if url == OWN_CACHE else others[url].url for url in settings.client_substituters},
+                {others[url].url for url in settings.binary_cache.upstreams},
+                settings.binary_cache.publish,
+                names_closure_info=settings.names_closure_info,
+            )
+            layers, max_layers = LayerMaker(contents, blobs, records), settings.limits.max_layers
+            steps = Steps(
+                sources={name: sources[name] for name in names},
+                evaluator=Indexed(remembered, indexes, catalogues),
+                realiser=realiser,
+                path_infos=path_infos,
+                refusals=lambda paths: [error for path in paths for error in substituters.errors_of(path)],
+                publisher=NothingPublished() if on_node else publisher,
+                assembler=Assembler(contents, blobs, layers, max_layers, popularity, names_paths=names_paths),
+                blobs=blobs,
+                records=records,
+                leases=StoredLeases(ground.objects, settings.object_store.lease),
+                uses=ground.uses,
+            )
+            pipeline = Pipeline(
+                steps,
+                tuple(map(AttributePath.parse, settings.base_packages)),
+                max_layers,
+                settings.limits.failure_ttl,
+                (sorted(settings.client_substituters), settings.names_closure_info, names_paths),
+                popularity.digest,
+                builds,
+                clients,
+            )
+            ground.uses.remembers(records.forget, own.forget, pipeline.forget)
+            lost = LostLayers(layers, path_infos, records, clients, settings.limits.failure_ttl)
+            return Compartment(
+                pipeline, blobs, cache, path_infos, publisher, ground.objects, ground.uses, lost
+            )
+
+        separate = frozenset() if on_node else settings.separate_sources
         yield Service(
             settings,
             NameGrammar(
@@ -202,18 +234,18 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
                 settings.source_names,
                 settings.limits.packages,
             ),
-            pipeline,
-            blobs,
-            cache,
+            await compartment(shared, sources.keys() - separate),
+            {
+                name: await compartment(await stack.enter_async_context(_ground(settings, name)), [name])
+                for name in sorted(separate)
+            },
             str(key.public_key),
-            path_infos,
-            publisher,
-            PackageSearch(steps.sources, settings.systems, indexes, catalogues),
+            PackageSearch(sources, settings.systems, indexes, catalogues),
             Indexer(
                 nix,
                 pool,
-                blobs,
-                records,
+                shared.blobs,
+                shared.records,
                 timeout_seconds=settings.nix.eval_timeout,
                 memory_mib=settings.nix.eval_memory_mib,
                 processes=settings.nix.evaluators,
@@ -221,10 +253,20 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
             pool,
             local,
             realiser,
-            objects,
-            uses,
-            LostLayers(layers, path_infos, records, clients, settings.limits.failure_ttl),
         )
+
+
+@asynccontextmanager
+async def _ground(settings: Settings, source: str | None) -> AsyncIterator[Ground]:
+    """Of a separate source, or of all others."""
+    objects = open_objects(settings, source)
+    await objects.initialise()
+    blobs = Blobs(objects)
+    try:
+        async with _uses(settings, objects) as uses:
+            yield Ground(objects, blobs, StoredRecords(objects, settings.limits.memory_cache), uses)
+    finally:
+        blobs.close()
 
 
 @asynccontextmanager

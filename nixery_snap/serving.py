@@ -8,28 +8,32 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
 from aiohttp import web
 
-from nixery_snap import reports
-from nixery_snap.binary_cache.app import make_cache_app
 from nixery_snap.binary_cache.at_once import narinfos_at_once
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.image_service.notify import notify
 from nixery_snap.listening import address_of, bind, handed_over, start_again
 from nixery_snap.metrics_listener import MetricsPart, metrics_parts, metrics_served
-from nixery_snap.registry.app import make_app
-from nixery_snap.registry.context import Registry, new_memory
-from nixery_snap.registry.packages import PACKAGE_SEARCH
+from nixery_snap.registry.context import REGISTRY
 from nixery_snap.retention import stay_tidy
 from nixery_snap.service import open_service
 from nixery_snap.settings import CACHE_PREFIX, Settings
+from nixery_snap.site import make_site
+from nixery_snap.tls import Certificate
 from nixery_snap.web.hot_answers import HotAnswers, never, serve_hot
 from nixery_snap.web.request_log import REQUEST_ID
+
+if TYPE_CHECKING:
+    from nixery_snap.entrance import Entrance
 
 log = structlog.get_logger()
 
@@ -95,66 +99,82 @@ async def _serve(
     else:
         loop.add_reader(supervisor, stop.set)
     limits = settings.limits
-    async with open_service(settings) as service, metrics_served(part):
-        registry = Registry(
-            service.pipeline,
-            service.blobs,
-            service.grammar,
-            settings.nix.wait_timeout,
-            new_memory(limits.memory_cache),
-            settings.index_formats,
-            uses=service.uses,
-            lost_layers=service.lost_layers,
-        )
-        cache = settings.binary_cache
-        app = make_app(
-            registry,
-            access_log=settings.access_log,
-            subapps={
-                CACHE_PREFIX: make_cache_app(
-                    service.cache,
-                    public_key=service.public_key,
-                    priority=cache.priority,
-                    uses=service.uses,
-                )
-            }
-            if cache.enabled
-            else {},
-            front_page=partial(reports.front_page, settings, service.public_key),
-        )
-        app[PACKAGE_SEARCH] = service.packages
+    address = address_of(sock)
+    certificate = _certificate(settings)
+    async with (
+        open_service(settings) as service,
+        metrics_served(part),
+        _entrance(settings, address) as entrance,
+    ):
+        app = make_site(settings, service, entrance)
         # Whoever waits for work that is given up then is still told so.
         runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=limits.shutdown_timeout + _LAST_WORDS_SECONDS
         )
         await runner.setup()
-        # Remembered answers are in no log, so they are given up where every request is to be in it.
+        # Remembered answers are in no log, nobody is asked who he is before one, and they note uses in one store
+        # alone: so they are given up where every request is to be in the log, or something is not for everybody.
+        remembers = not (settings.access_log or entrance or service.separate)
         hot = HotAnswers(
-            0 if settings.access_log else limits.memory_cache,
+            limits.memory_cache if remembers else 0,
             omit=frozenset({REQUEST_ID.lower()}),
-            at_once=narinfos_at_once(service.cache, CACHE_PREFIX)
-            if cache.enabled and not settings.access_log
+            at_once=narinfos_at_once(service.shared.cache, CACHE_PREFIX)
+            if settings.binary_cache.enabled and remembers
             else never,
-            trusted=service.uses.trusted,
+            trusted=service.shared.uses.trusted,
         )
-        service.uses.remembers(registry.forget, hot.forget, take_uses=hot.take_uses)
-        tidying = asyncio.ensure_future(stay_tidy(settings, service.objects))
-        servers = await serve_hot(runner, hot, sockets=[sock], backlog=_BACKLOG)
-        log.info("serving", listen=address_of(sock), pid=os.getpid(), public_key=service.public_key)
+        service.shared.uses.remembers(hot.forget, take_uses=hot.take_uses)
+        compartments = (service.shared, *service.separate.values())
+        background = [asyncio.ensure_future(stay_tidy(settings, one.objects)) for one in compartments]
+        if certificate is not None:
+            background.append(asyncio.ensure_future(certificate.renew()))
+        servers = await serve_hot(
+            runner, hot, sockets=[sock], backlog=_BACKLOG, ssl=certificate.context if certificate else None
+        )
+        log.info("serving", listen=address, pid=os.getpid(), public_key=service.public_key)
         started()
         await stop.wait()
         if supervisor is not None:
             loop.remove_reader(supervisor)
-        tidying.cancel()
+        for task in background:
+            task.cancel()
         log.info("stopping", timeout_seconds=limits.shutdown_timeout)
-        registry.draining = True
+        app[REGISTRY].draining = True
         for server in servers:
             server.close()
         async with asyncio.TaskGroup() as group:
             group.create_task(runner.cleanup())
-            drained = group.create_task(service.pipeline.drain(limits.shutdown_timeout))
-        log.info("stopped", images_given_up=drained.result())
+            drained = [
+                group.create_task(compartment.pipeline.drain(limits.shutdown_timeout))
+                for compartment in compartments
+            ]
+        log.info("stopped", images_given_up=sum(one.result() for one in drained))
     return again
+
+
+def _entrance(settings: Settings, listen: str) -> AbstractAsyncContextManager[Entrance | None]:
+    """None where everybody may have everything. Raises SettingsError when it is entered."""
+    if not ip_address(listen.rpartition(":")[0].strip("[]")).is_loopback:
+        if not settings.auth.knows_users:
+            log.warning(
+                "no-authentication",
+                listen=listen,
+                reason="anybody can ask for images: see auth in the settings",
+            )
+        elif not (settings.tls.certificate_file or settings.trusted_proxies):
+            log.warning("no-tls", listen=listen, reason="passwords can be read on their way: see tls")
+    if not settings.auth.is_on:
+        return nullcontext()
+    from nixery_snap.entrance import open_entrance  # cryptography takes long to load  # noqa: PLC0415
+
+    return open_entrance(settings, listen)
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    tls = settings.tls
+    if not tls.certificate_file:
+        return None
+    return Certificate(Path(tls.certificate_file).absolute(), Path(tls.key_file).absolute())
 
 
 def _supervise(

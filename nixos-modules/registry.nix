@@ -225,8 +225,11 @@ in
       # The registry itself cannot know by which name it is reached.
       services.nixery-snap.settings = {
         binary_cache.public_url = mkDefault "https://${cfg.nginx.hostName}/nix-cache";
-        # To the registry all clients are one, with nginx's address.
-        limits.client_images = mkDefault 256;
+        # What nginx says of its clients is believed.
+        trusted_proxies = mkDefault [
+          "127.0.0.1"
+          "::1"
+        ];
       };
       services.nginx = {
         enable = true;

@@ -29,6 +29,7 @@ STATUSES: Final[dict[type[errors.NixerySnapError], int]] = {
     errors.SubstituterUnreachable: 503,
     errors.TooManyRequests: 503,
     errors.ShuttingDown: 503,
+    errors.AccessError: 403,
     errors.ContainerdError: 500,
     errors.StorageError: 500,
     errors.StorageUnavailable: 503,

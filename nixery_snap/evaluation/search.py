@@ -184,9 +184,8 @@ class PackageSearch:
         if system not in self.systems:
             raise UnsupportedSystem(system, self.systems)
         if source not in self.sources:
-            raise NotFound(
-                f"there is no package source {source!r}; there are {', '.join(sorted(self.sources))}"
-            )
+            # Not which there are: that is not for everybody.
+            raise NotFound(f"there is no package source {source!r}")
         pin = self.sources[source].current(tag) or await self.sources[source].pin(tag)
         index = await self.indexes.open(pin, system)
         if index is None:

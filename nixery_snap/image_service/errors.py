@@ -29,6 +29,7 @@ STATUSES: Final[dict[type[errors.NixerySnapError], grpc.StatusCode]] = {
     errors.TooManyRequests: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.SubstituterError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.SubstituterUnreachable: grpc.StatusCode.UNAVAILABLE,
+    errors.AccessError: grpc.StatusCode.PERMISSION_DENIED,
     errors.ContainerdError: grpc.StatusCode.INTERNAL,
     errors.ContainerdUnreachable: grpc.StatusCode.UNAVAILABLE,
     errors.ContainerdTooOld: grpc.StatusCode.FAILED_PRECONDITION,

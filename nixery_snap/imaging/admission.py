@@ -11,6 +11,7 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from nixery_snap.errors import PackageProblem, TooManyRequests
+from nixery_snap.imaging.rate_limit import RateLimit
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.ports import Evaluator, Package, PackageSet
 
@@ -22,11 +23,13 @@ _RETRY_AFTER_SECONDS: Final = 10
 class ClientLimit:
     """At most `images` are being made at a time for one client: whoever asked first for an image counts for it.
 
-    The same holds for tags that are looked for in a source.
+    The same holds for tags that are looked for in a source. With `per_hour`, no more than that are begun in an hour.
     """
 
-    def __init__(self, images: int) -> None:
+    def __init__(self, images: int, per_hour: int = 0) -> None:
         self._images = images
+        reason = f"you have had {per_hour} new images within an hour (setting limits.client_new_images)"
+        self._rate = RateLimit(per_hour, 3600, reason)
         self._busy: Counter[str] = Counter()
 
     def begin(self, client: str) -> None:
@@ -36,6 +39,8 @@ class ClientLimit:
                 f"{self._images} images are being made for you already (setting limits.client_images)",
                 _RETRY_AFTER_SECONDS,
             )
+        self._rate.check(client)
+        self._rate.take(client)
         self._busy[client] += 1
 
     def end(self, client: str) -> None:

@@ -92,9 +92,7 @@ class NameGrammar:
         image_format = self._default_format
         if parts[0] in set(ImageFormat):
             image_format = ImageFormat(parts.pop(0))
-        source = self._sources.hosts.get(_host_name(host), DEFAULT_SOURCE)
-        if parts and parts[0] in self._sources.prefixes:
-            source = self._sources.prefixes[parts.pop(0)]
+        source = self._source(parts, host)
         system, shell = self.systems[0], False
         names: set[AttributePath] = set()
         implied: set[AttributePath] = set()
@@ -132,6 +130,17 @@ class NameGrammar:
             source,
             any_system=not architecture,
         )
+
+    def source_of(self, name: str, host: str = "") -> str:
+        """The source that `parse` would find, whatever else may be wrong with the name."""
+        parts = name.split("/")
+        return self._source(parts[1:] if parts[0] in set(ImageFormat) else parts, host)
+
+    def _source(self, parts: list[str], host: str) -> str:
+        """Takes its prefix, if there is one, from `parts`."""
+        if parts and parts[0] in self._sources.prefixes:
+            return self._sources.prefixes[parts.pop(0)]
+        return self._sources.hosts.get(_host_name(host), DEFAULT_SOURCE)
 
 
 def _host_name(host: str) -> str:

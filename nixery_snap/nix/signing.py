@@ -105,6 +105,11 @@ class SecretKey:
         return f"{self.name}:{base64.b64encode(value).decode()}"
 
     @property
+    def seed(self) -> bytes:
+        """The secret itself."""
+        return bytes(self._key)
+
+    @property
     def public_key(self) -> PublicKey:
         return PublicKey(self.name, bytes(self._key.verify_key))
 

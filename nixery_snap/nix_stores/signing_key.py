@@ -16,35 +16,32 @@ from nixery_snap.ports import Records
 
 log = structlog.get_logger()
 
+SIGNING_KEY: Final = "binary_cache.signing_key_file"
 _MAX_BYTES: Final = 4096
 _OTHERS: Final = 0o077
 
 
-def load_signing_key(path: Path | None, *, create: bool) -> SecretKey:
+def load_signing_key(path: Path | None, *, create: bool, setting: str = SIGNING_KEY) -> SecretKey:
     """From a file as `nix key generate-secret` makes it; an absent one is made where `create` says so.
 
-    Without a path, a key for this process alone. Raises SettingsError, which never tells what the file holds.
+    Without a path, a key for this process alone. `setting` is the one that names the file. Raises SettingsError, which
+    never tells what the file holds.
     """
     if path is None:
-        log.warning(
-            "signing-key-not-kept", reason="there is no directory for it: name binary_cache.signing_key_file"
-        )
+        log.warning("signing-key-not-kept", reason=f"there is no directory for it: name {setting}")
         return SecretKey.generate(_name())
     try:
         if create and not path.exists():
             _create(path)
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & _OTHERS and not _is_credential(path):
-                raise SettingsError(
-                    "binary_cache.signing_key_file",
-                    f"others may read {path}: chmod 600 it, and consider a new key",
-                )
+                raise SettingsError(setting, f"others may read {path}: chmod 600 it, and consider a new key")
             content = file.read(_MAX_BYTES)
         return SecretKey.parse(content.decode().strip())
     except (OSError, UnicodeDecodeError, InvalidFormat) as error:
         reason = error.strerror if isinstance(error, OSError) else "it holds no key"
         raise SettingsError(
-            "binary_cache.signing_key_file",
+            setting,
             f"{path} cannot be used: {reason}; `nix key generate-secret --key-name NAME` makes one",
         ) from None
 

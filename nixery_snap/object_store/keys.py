@@ -23,7 +23,9 @@
     usage/begin                                    since when nothing was asked for without being written down
     sweep.json                                     what garbage collection is doing, or did last
     staging/                                       what is being written
-    secrets/                                       the signing key, on local directories only; no object
+    secrets/                                       keys of this server, on local directories only; no objects
+    separate/<source>/                             all of the above but pins and secrets once more, for a source that
+                                                   the settings keep separate
 
 A record is written after everything that it names, and neither blobs nor records are ever changed; pins are. So any
 prefix of the writes of an interrupted process is a consistent store. Garbage collection (`sweep`) goes the other way:

@@ -9,16 +9,17 @@ from functools import partial
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from nixery_snap.errors import NixerySnapError, ShuttingDown, StillWorking
 from nixery_snap.registry.blobs import get_blob
-from nixery_snap.registry.context import REGISTRY, Registry, asked_host
+from nixery_snap.registry.context import REGISTRY, SEPARATE, Registry
 from nixery_snap.registry.errors import error_response, oci_error
 from nixery_snap.registry.health import get_health, get_readiness, get_version
 from nixery_snap.registry.manifests import get_manifest
 from nixery_snap.registry.packages import get_packages
 from nixery_snap.registry.tags import get_tags
+from nixery_snap.web.forwarded import NO_PROXIES, TrustedProxies, address_of, asked_host, asked_scheme
 from nixery_snap.web.hot_answers import BAD_REQUEST
 from nixery_snap.web.request_log import EXPECTED, REQUEST_ID, REQUEST_ID_KEY, server_failed
 
@@ -30,12 +31,16 @@ def make_app(
     *,
     access_log: bool,
     subapps: Mapping[str, web.Application] = {},
-    front_page: Callable[[str], str] | None = None,
+    front_page: Callable[[str, str], str] | None = None,
+    proxies: TrustedProxies = NO_PROXIES,
+    guard: Middleware | None = None,
+    separate: Mapping[str, Registry] = {},
 ) -> web.Application:
     """`access_log` logs every request; without it only those that fail.
 
     `subapps` are mounted below their prefixes, and answer what fails in them by themselves. `front_page` makes
-    plain text for people who look what is there, given the host they asked.
+    plain text for people who look what is there, given the scheme and the host they asked. `guard` decides who gets
+    an answer, of the sub-applications too. `separate` are further registries, for names of these sources.
     """
 
     @web.middleware
@@ -44,6 +49,7 @@ def make_app(
         request_id = request[REQUEST_ID_KEY] = uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        proxies.look(request)
         response = await _answer(request, handler, request_id)
         if access_log or (response.status >= 400 and EXPECTED not in response):
             log.info(
@@ -52,12 +58,13 @@ def make_app(
                 path=request.raw_path[:300],
                 status=response.status,
                 seconds=round(time.perf_counter() - begun, 4),
-                client=request.remote,
+                client=address_of(request),
             )
         return response
 
-    app = web.Application(middlewares=[every_request])
+    app = web.Application(middlewares=[every_request, *([guard] if guard else [])])
     app[REGISTRY] = registry
+    app[SEPARATE] = separate
     app[BAD_REQUEST] = _bad_request
     app.on_response_prepare.append(_add_headers)
     app.router.add_get("/v2/", get_version)
@@ -79,9 +86,9 @@ def _bad_request(status: int, message: str) -> web.Response:
     return oci_error("NAME_INVALID", status, message)
 
 
-async def _get_front_page(render: Callable[[str], str], request: web.Request) -> web.Response:
+async def _get_front_page(render: Callable[[str, str], str], request: web.Request) -> web.Response:
     host = (asked_host(request) or "localhost").encode("ascii", "replace").decode()
-    return web.Response(text=render(host), headers={"Cache-Control": "no-cache"})
+    return web.Response(text=render(asked_scheme(request), host), headers={"Cache-Control": "no-cache"})
 
 
 def _is_api(request: web.Request) -> bool:

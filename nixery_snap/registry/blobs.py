@@ -6,11 +6,12 @@ from typing import Final
 
 from aiohttp import web
 
+from nixery_snap.access.guard import client_of
 from nixery_snap.errors import BlobNotFound
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.reference import check_name
 from nixery_snap.ports import Location, StoredBytes
-from nixery_snap.registry.context import REGISTRY, Registry, content_headers, etag
+from nixery_snap.registry.context import Registry, content_headers, etag, registry_of
 from nixery_snap.registry.errors import oci_error
 from nixery_snap.web.located import IN_MEMORY_BYTES, answer
 
@@ -18,12 +19,12 @@ _OCTETS: Final = "application/octet-stream"
 
 
 async def get_blob(request: web.Request) -> web.StreamResponse:
-    registry = request.app[REGISTRY]
+    registry = registry_of(request)
     check_name(request.match_info["name"])
     digest = Digest.parse(request.match_info["digest"])
 
     known = registry.memory.get(f"blob {digest}")
-    location = StoredBytes(known[1]) if known else await _located(registry, digest, request.remote or "")
+    location = StoredBytes(known[1]) if known else await _located(registry, digest, client_of(request))
     small = location.size_bytes <= min(IN_MEMORY_BYTES, registry.memory.maxsize)
     if known is None and small:  # to send it takes less than to send the client elsewhere
         location = StoredBytes(await registry.blobs.get(digest))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,6 +14,7 @@ from nixery_snap.imaging.pipeline import Pipeline
 from nixery_snap.imaging.request import ImageFormat, NameGrammar
 from nixery_snap.oci.digest import Digest
 from nixery_snap.ports import UNTRACKED, BlobStore, Uses
+from nixery_snap.web.forwarded import asked_host
 from nixery_snap.web.located import IMMUTABLE
 
 
@@ -39,11 +41,14 @@ class Registry:
 
 
 REGISTRY: Final = web.AppKey("registry", Registry)
+SEPARATE: Final = web.AppKey("separate", Mapping[str, Registry])
 
 
-def asked_host(request: web.Request) -> str:
-    # Not request.host, which asks the network for a name where the client sent none.
-    return request.headers.get("Host", "")
+def registry_of(request: web.Request) -> Registry:
+    """The one that has the source which the asked name is of."""
+    shared = request.app[REGISTRY]
+    source = shared.grammar.source_of(request.match_info["name"], asked_host(request))
+    return request.app[SEPARATE].get(source, shared)
 
 
 def new_memory(memory_bytes: int) -> LRUCache[str, tuple[str, bytes]]:

@@ -33,6 +33,9 @@ TABLE: Final[dict[type[errors.NixerySnapError], tuple[str, int]]] = {
     errors.StillWorking: ("UNAVAILABLE", 503),
     errors.ShuttingDown: ("UNAVAILABLE", 503),
     errors.TooManyRequests: ("TOOMANYREQUESTS", 429),
+    errors.AccessError: ("DENIED", 403),
+    errors.Unauthenticated: ("UNAUTHORIZED", 401),
+    errors.IssuerUnreachable: ("UNAVAILABLE", 503),
     errors.NixError: ("UNKNOWN", 500),
     errors.SubstituterError: ("MANIFEST_UNKNOWN", 404),
     errors.SubstituterUnreachable: ("UNKNOWN", 503),
@@ -56,6 +59,8 @@ def error_response(error: errors.NixerySnapError, request_id: str) -> web.Respon
     headers = {}
     if isinstance(error, errors.StillWorking | errors.TooManyRequests | errors.ShuttingDown):
         headers["Retry-After"] = str(error.retry_after_seconds)
+    elif isinstance(error, errors.Unauthenticated):
+        headers["WWW-Authenticate"] = error.challenge
     elif status >= 500:
         if status == 503:
             headers["Retry-After"] = str(_RETRY_AFTER_SECONDS)

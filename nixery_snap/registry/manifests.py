@@ -8,7 +8,8 @@ from typing import Final
 
 from aiohttp import web
 
-from nixery_snap.errors import BlobNotFound, InvalidFormat, ManifestNotFound
+from nixery_snap.access.guard import GRANT, client_of, without_hints
+from nixery_snap.errors import BlobNotFound, InvalidFormat, ManifestNotFound, PackagesUnavailable
 from nixery_snap.imaging.pipeline import Image
 from nixery_snap.imaging.request import ImageFormat
 from nixery_snap.oci.digest import Digest
@@ -17,7 +18,8 @@ from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
 from nixery_snap.oci.media_types import OCI_INDEX, wants_docker
 from nixery_snap.oci.reference import check_name
 from nixery_snap.ports import UseKind, use
-from nixery_snap.registry.context import REGISTRY, Registry, asked_host, content_headers, etag
+from nixery_snap.registry.context import Registry, content_headers, etag, registry_of
+from nixery_snap.web.forwarded import asked_host
 from nixery_snap.web.hot_answers import HOT, USES, always
 from nixery_snap.web.ranges import not_modified
 
@@ -25,7 +27,7 @@ REVISION_HEADER: Final = "X-Nixery-Snap-Revision"
 
 
 async def get_manifest(request: web.Request) -> web.Response:
-    registry = request.app[REGISTRY]
+    registry = registry_of(request)
     name, reference = request.match_info["name"], request.match_info["reference"]
     if ":" in reference:
         check_name(name)
@@ -37,7 +39,14 @@ async def get_manifest(request: web.Request) -> web.Response:
     several = asked.any_system and asked.format in registry.index_formats and OCI_INDEX in accept
     systems = registry.grammar.systems if several else (asked.system,)
     requests = [replace(asked, system=system) for system in systems]
-    images = await registry.pipeline.images(requests, registry.wait_seconds, request.remote or "")
+    try:
+        images = await registry.pipeline.images(requests, registry.wait_seconds, client_of(request))
+    except PackagesUnavailable as error:
+        if grant := request.get(GRANT):
+            raise without_hints(
+                error, lambda path: grant.image(name, asked.source, [path], reference)
+            ) from None
+        raise
     image = images[0]
 
     async def found() -> web.Response:
@@ -108,7 +117,7 @@ def _media_type(content: bytes) -> str:
 
 async def _response(request: web.Request, digest: Digest, *more: str) -> web.Response:
     """The manifest or index of that digest; `more` are uses beside that. Raises ManifestNotFound."""
-    registry = request.app[REGISTRY]
+    registry = registry_of(request)
     used = use(UseKind.MANIFEST, digest)
     _, media_type, content = await _by_digest(registry, digest)
     if not await registry.uses.note(used):

@@ -9,12 +9,13 @@ from typing import Final
 
 from aiohttp import web
 
+from nixery_snap.access.guard import client_of
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.evaluation.search import MAX_PAGE, PackageSearch
 from nixery_snap.imaging.request import DEFAULT_SOURCE, DEFAULT_TAG
 from nixery_snap.oci import canonical_json
 from nixery_snap.oci.reference import check_tag
-from nixery_snap.registry.context import REGISTRY
+from nixery_snap.registry.context import REGISTRY, SEPARATE
 
 PACKAGE_SEARCH: Final = web.AppKey("package_search", PackageSearch)
 _DEFAULT_PAGE: Final = 20
@@ -27,10 +28,11 @@ async def get_packages(request: web.Request) -> web.Response:
     if unknown := sorted(set(asked) - _PARAMETERS):
         raise InvalidFormat("search", unknown[0], f"the parameters are {', '.join(sorted(_PARAMETERS))}")
     offset = _number(asked.get("offset", "0"), 0, _MAX_OFFSET)
-    registry, search = request.app[REGISTRY], request.app[PACKAGE_SEARCH]
+    search = request.app[PACKAGE_SEARCH]
     name, tag = asked.get("source", DEFAULT_SOURCE), check_tag(asked.get("tag", DEFAULT_TAG))
+    registry = request.app[SEPARATE].get(name, request.app[REGISTRY])
     if name in search.sources and search.sources[name].current(tag) is None:
-        await registry.pipeline.pin(name, tag, registry.wait_seconds, request.remote or "")
+        await registry.pipeline.pin(name, tag, registry.wait_seconds, client_of(request))
     found = await search.search(
         asked.get("q", ""),
         name,

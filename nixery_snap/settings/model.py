@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from pydantic import Field, PositiveInt, model_validator
 
+from nixery_snap.access.rules import Patterns
 from nixery_snap.imaging.request import DEFAULT_SOURCE, ImageFormat, SourceNames
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix_stores.cache_transport import shown_url
 from nixery_snap.settings.sections import (
+    AuthSettings,
     BinaryCacheSettings,
     ImageServiceSettings,
     LimitSettings,
@@ -24,12 +27,14 @@ from nixery_snap.settings.sections import (
     SourceSettings,
     SubstituterSettings,
     SubstitutionSettings,
+    TlsSettings,
 )
 from nixery_snap.settings.source_options import useless_options
 from nixery_snap.settings.values import (
     AttributeText,
     ListenAddress,
     NamePart,
+    NetworkText,
     PopularityPlace,
     SourceSpec,
     System,
@@ -38,6 +43,7 @@ from nixery_snap.settings.values import (
 
 CACHE_PREFIX: Final = "/nix-cache"
 OWN_CACHE: Final = "own"  # stands for our binary cache among those of the clients
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 SHELL_PACKAGES: Final = ("bashInteractive", "coreutils", "moreutils", "nano")
 
 
@@ -79,6 +85,10 @@ class Settings(Section):
     access_log: bool = False
     """Log every request, not only those that fail; costs most of the speed of repeated requests."""
     object_store: ObjectStoreSettings = ObjectStoreSettings()
+    trusted_proxies: tuple[NetworkText, ...] = ()
+    """Addresses and networks of proxies whose X-Forwarded-For, -Proto and -Host are believed."""
+    auth: AuthSettings = AuthSettings()
+    tls: TlsSettings = TlsSettings()
     nix: NixSettings = NixSettings()
     substituters: tuple[SubstituterSettings, ...] = (
         SubstituterSettings(
@@ -101,6 +111,11 @@ class Settings(Section):
                 "workers: several processes cannot share storage memory://; use file:///DIRECTORY or a bucket"
             )
         self._check_sources()
+        self._check_rules()
+        if bool(self.tls.certificate_file) != bool(self.tls.key_file):
+            raise ValueError("tls: certificate_file and key_file belong together")
+        if self.auth.tokens and not self.auth.is_on:
+            raise ValueError("auth.tokens: nobody needs one: give htpasswd_file, issuers or rules")
         cache, known = self.binary_cache, {substituter.url for substituter in self.substituters}
         if len(set(map(shown_url, known))) < len(self.substituters):
             raise ValueError(
@@ -141,6 +156,11 @@ class Settings(Section):
                 raise ValueError(
                     f"sources.{name}: give it a spec, and a prefix or hosts by which it is asked for"
                 )
+            if source.separate and (name == DEFAULT_SOURCE or not _PLAIN_NAME.fullmatch(name)):
+                raise ValueError(
+                    f"sources.{name}: separate is for others than the default one, whose names have letters, digits,"
+                    " '-' and '_' alone; the others then are separate from it"
+                )
             for key in keys:
                 if key in taken:
                     raise ValueError(f"sources.{name}: {key!r} already means {taken[key]}")
@@ -152,11 +172,36 @@ class Settings(Section):
                     f"sources.{name}: {', '.join(useless)}: a source that is {kind}:… has no use for it"
                 )
 
+    def _check_rules(self) -> None:
+        """What shares a compartment cannot be for some alone: whoever has a digest of one gets it by the other."""
+        shared = sorted(self.all_sources.keys() - self.separate_sources)
+        for number, rule in enumerate(self.auth.rules):
+            told_apart = Patterns(rule.sources)
+            inside = [name for name in shared if name in told_apart]
+            if inside and len(inside) < len(shared):
+                other = next(name for name in shared if name not in inside)
+                raise ValueError(
+                    f"auth.rules.{number}: it tells sources.{inside[0]} from sources.{other}, which share their"
+                    " images and store paths: set separate = true for one of them"
+                )
+
     @property
     def all_sources(self) -> dict[str, SourceSettings]:
         """By name, the default one among them, each with its spec."""
         default = self.sources.get(DEFAULT_SOURCE, SourceSettings())
         return {**self.sources, DEFAULT_SOURCE: default.model_copy(update={"spec": self.source})}
+
+    @property
+    def separate_sources(self) -> frozenset[str]:
+        return frozenset(name for name, source in self.sources.items() if source.separate)
+
+    def storage_url_of(self, source: str) -> str:
+        """Of what a separate source has by itself."""
+        parts = urlsplit(self.storage_url)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/separate/{source}"))
+
+    def cache_prefix_of(self, source: str) -> str:
+        return f"{CACHE_PREFIX}-of/{source}"
 
     @property
     def source_names(self) -> SourceNames:
@@ -190,20 +235,30 @@ class Settings(Section):
             return OWN_CACHE in self.client_substituters and cache.publish != "off"
         return cache.annotations != "legacy"
 
-    def cache_url(self, host: str) -> str:
-        """Of our own binary cache, as clients are told; `host` is what they call this server."""
-        return self.binary_cache.public_url.rstrip("/") or f"http://{host}{CACHE_PREFIX}"
+    def cache_url(self, host: str, scheme: str) -> str:
+        """Of our own binary cache, as clients are told; `scheme` and `host` are how they call this server."""
+        return self.binary_cache.public_url.rstrip("/") or f"{scheme}://{host}{CACHE_PREFIX}"
 
     @property
     def signing_key_path(self) -> Path | None:
         """None: there is no place to keep a key."""
         if self.binary_cache.signing_key_file:
             return Path(self.binary_cache.signing_key_file).absolute()
+        return self._secret_path("signing-key")
+
+    @property
+    def token_key_path(self) -> Path | None:
+        """As of the signing key."""
+        if self.auth.token_key_file:
+            return Path(self.auth.token_key_file).absolute()
+        return self._secret_path("token-key")
+
+    def _secret_path(self, name: str) -> Path | None:
         parts = urlsplit(self.storage_url)
         if parts.scheme == "memory":
             return None
         state = Path(unquote(parts.path)) if parts.scheme == "file" else _state_directory()
-        return state / "secrets/signing-key"
+        return state / "secrets" / name
 
     @property
     def storage_url(self) -> str:

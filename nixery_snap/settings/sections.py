@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
 
@@ -11,12 +11,19 @@ from nixery_snap.object_store.sweep import Rules
 from nixery_snap.settings.values import (
     CacheUrl,
     HostName,
+    IssuerUrl,
     ListenAddress,
     NamePart,
     PublicKeyText,
     SourceSpec,
     UnixAddress,
 )
+
+# None that is symmetric: such a key would be the issuer's and ours.
+TokenAlgorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+IssuerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class Section(BaseModel):
@@ -58,6 +65,9 @@ class SourceSettings(Section):
     """`registry/PREFIX/hello` means this source; it stands behind the format."""
     hosts: tuple[HostName, ...] = ()
     """Clients that call this server by one of these names mean this source."""
+    separate: bool = False
+    """Keep its images and store paths apart, so that they are found by no other name, not even by digest or hash; its
+    binary cache then is at `/nix-cache-of/NAME`."""
     overlays: tuple[str, ...] = ()
     """Files with overlays, for package sets that take `overlays` as nixpkgs does."""
     nixpkgs_config: dict[str, JsonValue] = {}
@@ -176,6 +186,82 @@ class ImageServiceSettings(Section):
     """A group whose members may use the socket."""
 
 
+class IssuerSettings(Section):
+    """One whose JWTs are taken, such as an OpenID provider."""
+
+    url: IssuerUrl
+    """What its tokens call it (`iss`), and where `.well-known/openid-configuration` is found."""
+    audience: Annotated[str, Field(min_length=1)]
+    """What its tokens call this server (`aud`)."""
+    algorithms: Annotated[tuple[TokenAlgorithm, ...], Field(min_length=1)] = ("RS256", "ES256", "EdDSA")
+    """How its tokens may be signed."""
+    user_claim: str = "sub"
+    """The claim that says who somebody is; rules know him as `NAME:VALUE`, with the issuer's name."""
+
+
+class RuleSettings(Section):
+    """Who may have what. Something is allowed when a rule allows it and none denies it; in patterns `*` stands for
+    anything."""
+
+    effect: Literal["allow", "deny"] = "allow"
+    """What follows when all of the rule fits."""
+    users: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Patterns of names: `*` for everybody who logs in; `anonymous` for those who do not."""
+    claims: dict[str, tuple[str, ...]] = {}
+    """Claims of an issuer's token, each with the values of which it must have one."""
+    actions: Annotated[tuple[Literal["pull", "fetch", "search"], ...], Field(min_length=1)] = (
+        "pull",
+        "fetch",
+        "search",
+    )
+    """Images, store paths from the binary cache, looking for packages."""
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    """Patterns of names in `sources`."""
+    packages: Annotated[tuple[str, ...], Field(min_length=1)] = ("**",)
+    """Patterns of attribute paths: `*` within a name, `**` across dots. What is denied has all that is in it."""
+    tags: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    """Patterns of tags."""
+
+
+class AuthSettings(Section):
+    """Who may have what; for everybody everything, unless one of htpasswd_file, issuers and rules is given."""
+
+    htpasswd_file: str = ""
+    """Users with bcrypt hashes, as `htpasswd -B` writes it; read again when it changes."""
+    issuers: dict[IssuerName, IssuerSettings] = Field(default={})
+    """Those whose JWTs are taken, by names for rules."""
+    rules: tuple[RuleSettings, ...] = ()
+    """Who may have what; when empty, those who log in may have everything, and nobody else."""
+    tokens: bool = False
+    """Ask clients for tokens of our own (the Docker token protocol), which they get at /token."""
+    token_key_file: str = ""
+    """As `binary_cache.signing_key_file`, but another key; when empty, `secrets/token-key` below the storage directory.
+    Replicas need the same one."""
+    token_ttl: int = Field(default=300, ge=60, le=3600)
+    """Seconds for which such a token is good."""
+    token_url: str = ""
+    """The URL of `/token` that clients are told; when empty, from the request."""
+    service: Annotated[str, Field(pattern=r"^[A-Za-z0-9._:/-]+$")] = "nixery-snap"
+    """What this server is called in tokens of its own."""
+
+    @property
+    def knows_users(self) -> bool:
+        return bool(self.htpasswd_file or self.issuers)
+
+    @property
+    def is_on(self) -> bool:
+        return self.knows_users or bool(self.rules)
+
+
+class TlsSettings(Section):
+    """HTTPS, without a proxy in front."""
+
+    certificate_file: str = ""
+    """PEM, with the chain; both files are read again when they change."""
+    key_file: str = ""
+    """PEM, without a passphrase."""
+
+
 class LimitSettings(Section):
     """What keeps one client, or one image, from taking everything."""
 
@@ -184,8 +270,12 @@ class LimitSettings(Section):
     packages: PositiveInt = 64
     """Packages that one image name may hold, beside those that its meta-packages stand for."""
     client_images: PositiveInt = 16
-    """Images being made, and tags being looked for, at a time for one client address; behind a proxy all clients have
-    the proxy's."""
+    """Images being made, and tags being looked for, at a time for one client: a user, or else an address (an IPv6 /64);
+    see `trusted_proxies`."""
+    client_new_images: int = Field(default=0, ge=0)
+    """Images, and tags looked for, that are begun within an hour because one client asked; 0 for any number."""
+    client_failures: int = Field(default=30, ge=0)
+    """Logins from one client address that may fail within a minute before none is looked at; 0 for any number."""
     build_queue: PositiveInt = 256
     """Images waiting for a turn beyond `nix.builds`; those that a client still waits for come first."""
     failure_ttl: float = Field(default=30, ge=0)

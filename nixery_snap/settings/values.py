@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
+from nixery_snap.access.safe_url import is_safe
 from nixery_snap.errors import InvalidFormat, InvalidName
 from nixery_snap.imaging.request import ARCHITECTURES, ImageFormat
 from nixery_snap.nix.attribute_path import AttributePath
@@ -106,6 +108,21 @@ def _public_key(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _network(text: str) -> str:
+    """An address or a network, as `10.0.0.0/8`."""
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is neither an address nor a network such as 10.0.0.0/8") from None
+
+
+def _issuer(text: str) -> str:
+    """`https://…`."""
+    if not is_safe(text):
+        raise ValueError(f"{text!r} is no https URL")
+    return text
+
+
 AttributeText = Annotated[str, AfterValidator(_attribute_path)]
 NamePart = Annotated[str, AfterValidator(_prefix)]
 System = Literal["x86_64-linux", "aarch64-linux"]
@@ -113,6 +130,8 @@ SourceSpec = Annotated[str, AfterValidator(_source)]
 UnixAddress = Annotated[str, AfterValidator(_unix)]
 PopularityPlace = Annotated[str, AfterValidator(_popularity)]
 ListenAddress = Annotated[str, AfterValidator(_listen)]
+NetworkText = Annotated[str, AfterValidator(_network)]
+IssuerUrl = Annotated[str, AfterValidator(_issuer)]
 HostName = Annotated[str, AfterValidator(_host)]
 CacheUrl = Annotated[str, AfterValidator(_cache_url)]
 PublicKeyText = Annotated[str, AfterValidator(_public_key)]

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
+from ssl import SSLContext
 from typing import Any, Final
 
 from aiohttp import hdrs, web
@@ -280,7 +281,13 @@ def is_plain(data: bytes) -> bool:
 
 
 async def serve_hot(
-    runner: web.AppRunner, answers: HotAnswers, *, sockets: list[Any], backlog: int = 1024, **options: Any
+    runner: web.AppRunner,
+    answers: HotAnswers,
+    *,
+    sockets: list[Any],
+    backlog: int = 1024,
+    ssl: SSLContext | None = None,
+    **options: Any,
 ) -> list[asyncio.Server]:
     """Listen on bound sockets in place of `web.TCPSite`; `runner` is set up. Close these before its clean-up."""
     loop = asyncio.get_running_loop()
@@ -292,4 +299,4 @@ async def serve_hot(
     def protocol() -> HotRequestHandler:
         return HotRequestHandler(manager, answers, bad_request, loop=loop, **options)
 
-    return [await loop.create_server(protocol, sock=sock, backlog=backlog) for sock in sockets]
+    return [await loop.create_server(protocol, sock=sock, backlog=backlog, ssl=ssl) for sock in sockets]

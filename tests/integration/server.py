@@ -128,6 +128,7 @@ class Registry:
     substituters: Sequence[Substituter] | None = ()  # None: those of `config`; no test asks the Internet
     env: dict[str, str] = field(default_factory=dict)
     spec: str = ""  # of the source; default: that directory
+    address: str = "127.0.0.1"
     port: int = 0
     daemon: Daemon | None = field(default=None, repr=False)
 
@@ -176,7 +177,14 @@ class Registry:
         settings = self.state / "settings.toml"
         settings.write_text(self.config)
         self.port = free_port()
-        where = ["--listen", self.host, "--format", self.format, "--config", str(settings)]
+        where = [
+            "--listen",
+            f"{self.address}:{self.port}",
+            "--format",
+            self.format,
+            "--config",
+            str(settings),
+        ]
         self.daemon = Daemon([*PROGRAM, "serve", *where, *self.options], log=self.log, env=self.program_env)
         self.daemon.wait_ready(self.ready)
         return self

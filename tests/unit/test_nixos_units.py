@@ -104,7 +104,7 @@ def test_containerd_takes_its_configuration(name: str, tmp_path: Path) -> None:
     assert re.search(r'unpack_config\]\]\n(?:.+\n)*?\s*snapshotter = "nix"', dump)
 
 
-PAGE = front_page(Settings(), KEY, "registry.example")
+PAGE = front_page(Settings(), KEY, "http", "registry.example")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from nixery_snap.web.hot_answers import HotAnswers
 from tests.unit.web.servers import Server, serving
 
 PUBLIC_KEY = "test-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
-FRONT_PAGE = "binary cache ünder {}/nix-cache\n"
+FRONT_PAGE = "binary cache ünder {1}/nix-cache\n"
 
 
 @dataclass

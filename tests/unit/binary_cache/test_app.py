@@ -358,4 +358,4 @@ def test_both_event_loops(cache: InMemory, loop_name: str) -> None:
     with serving_cache(cache, loop_name) as server, server.connect() as client:
         assert client.get(f"/nix-cache/{HASH}.narinfo").body == NARINFO
         assert client.get(f"/nix-cache/nar/{LARGE_NAR}").body == LARGE
-        assert client.get("/").body.decode() == FRONT_PAGE.format("test")
+        assert client.get("/").body.decode() == FRONT_PAGE.format("http", "test")

@@ -137,7 +137,7 @@ async def test_searching_a_source() -> None:
     for arguments, words in (
         (("hello", "default", "other"), "revision other for x86_64-linux"),
         (("hello", "default", "latest", "aarch64-linux"), "aarch64-linux; `nixery-snap index`"),
-        (("hello", "nowhere", "latest"), "'nowhere'; there are default"),
+        (("hello", "nowhere", "latest"), "source 'nowhere'"),
     ):
         with pytest.raises(NotFound, match=words):
             await search.search(*arguments)

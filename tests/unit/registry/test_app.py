@@ -24,7 +24,7 @@ def registry() -> Registry:
 def client() -> Iterator[Client]:
     subapp = web.Application()
     subapp.router.add_get("/{tail:.*}", tell)
-    app = make_app(registry(), access_log=False, subapps={"/other": subapp}, front_page="grüezi {}\n".format)
+    app = make_app(registry(), access_log=False, subapps={"/other": subapp}, front_page="grüezi {1}\n".format)
     with serving("uvloop", app, HotAnswers()) as server, server.connect() as connected:
         yield connected
 

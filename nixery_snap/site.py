@@ -1,0 +1,68 @@
+"""The whole web application: registry and binary caches, of every compartment, behind the entrance if there is one."""
+
+from __future__ import annotations
+
+from functools import partial
+from ipaddress import ip_network
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from nixery_snap import reports
+from nixery_snap.binary_cache.app import make_cache_app
+from nixery_snap.imaging.request import DEFAULT_SOURCE
+from nixery_snap.registry.app import make_app
+from nixery_snap.registry.context import Registry, new_memory
+from nixery_snap.registry.packages import PACKAGE_SEARCH
+from nixery_snap.service import Service
+from nixery_snap.settings import CACHE_PREFIX, Settings
+from nixery_snap.web.forwarded import TrustedProxies
+
+if TYPE_CHECKING:
+    from nixery_snap.entrance import Entrance
+
+
+def make_site(settings: Settings, service: Service, entrance: Entrance | None) -> web.Application:
+    compartments = {DEFAULT_SOURCE: service.shared, **service.separate}
+    registries = {
+        source: Registry(
+            compartment.pipeline,
+            compartment.blobs,
+            service.grammar,
+            settings.nix.wait_timeout,
+            new_memory(settings.limits.memory_cache),
+            settings.index_formats,
+            uses=compartment.uses,
+            lost_layers=compartment.lost_layers,
+        )
+        for source, compartment in compartments.items()
+    }
+    for source, registry in registries.items():
+        compartments[source].uses.remembers(registry.forget)
+    shared = registries.pop(DEFAULT_SOURCE)
+    cache = settings.binary_cache
+    caches = {
+        source: make_cache_app(
+            compartment.cache,
+            public_key=service.public_key,
+            priority=cache.priority,
+            uses=compartment.uses,
+        )
+        for source, compartment in (compartments if cache.enabled else {}).items()
+    }
+    app = make_app(
+        shared,
+        access_log=settings.access_log,
+        subapps={
+            settings.cache_prefix_of(source) if source in service.separate else CACHE_PREFIX: subapp
+            for source, subapp in caches.items()
+        },
+        front_page=partial(reports.front_page, settings, service.public_key),
+        proxies=TrustedProxies([ip_network(text) for text in settings.trusted_proxies]),
+        separate=registries,
+        guard=entrance.guard if entrance else None,
+    )
+    app[PACKAGE_SEARCH] = service.packages
+    if entrance is not None:
+        entrance.attach(app, caches)
+    return app
