@@ -232,7 +232,7 @@ def print_garbage(console: Console, report: Report, *, dry_run: bool, machine: b
         return
     if report.too_early_seconds:
         console.print(
-            "Nothing is removed yet: uses have not been written down for retention.unused seconds,"
+            "Nothing is removed yet: servers have not written down for retention.unused seconds what is used,"
             f" which takes {report.too_early_seconds:.0f} more."
         )
         return

@@ -28,6 +28,7 @@ from nixery_snap.ports import Location, SignedUrl, StoredBytes, StoredStream
 _PIECE_BYTES: Final = 1024 * 1024
 _TURNS: Final = 128  # of questions that are asked by the thousand: each is a connection
 _RETRIES: Final = 4
+_LISTED: Final = 1000  # objects at a time, as S3 has it
 _STALE_STAGING_SECONDS: Final = 24 * 3600
 
 
@@ -178,7 +179,7 @@ class ObjectStore:
     async def list_modified(self, prefix: str) -> AsyncIterator[tuple[str, int, float]]:
         """Likewise, and when each was written, in seconds since the epoch by the backend's clock."""
         with translated(prefix):
-            async for batch in obstore.list(self._store, prefix):
+            async for batch in obstore.list(self._store, prefix, chunk_size=_LISTED):
                 for meta in batch:
                     yield meta["path"], meta["size"], meta["last_modified"].timestamp()
 

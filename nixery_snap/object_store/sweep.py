@@ -85,8 +85,7 @@ class _Sweep:
     async def may_begin(self) -> bool:
         """Whether uses have been written down for long enough."""
         begun = await _modified(self._store, keys.USAGE_BEGIN)
-        if begun is None:
-            await self._store.put_if_absent(keys.USAGE_BEGIN, b"")
+        if begun is None:  # no server of this store writes them down
             begun = self._now
         self.report.too_early_seconds = max(0.0, begun - self._since.used)
         return begun <= self._since.used

@@ -228,6 +228,9 @@ async def test_unused_is_known_only_from_when_uses_are_written(tmp_path: Path) -
         report = await sweep.plan(store, RULES, ignore)
         assert not report.removed
         assert 30.9 * DAY < report.too_early_seconds <= 31 * DAY
+        assert await names(store) == before
+    await store.put(keys.USAGE_BEGIN, b"")
+    assert (await sweep.plan(store, RULES, ignore)).too_early_seconds
     _age(tmp_path / keys.USAGE_BEGIN, 40 * DAY)
     assert (await sweep.plan(store, RULES, ignore)).removed.total() == len(before)
     assert await names(store) == {*before, keys.USAGE_BEGIN}
