@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import http.client
+import os
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +88,23 @@ async def test_what_is_given_up(bucket: BrokenBucket) -> None:
         await asyncio.to_thread(give_up)
     assert [key async for key, _ in store.list("")] == []
     assert [key for key in bucket.buckets.uploads("uploads") if key.startswith(prefix)] == []
+
+
+async def test_what_a_killed_process_leaves_is_nothing(bucket: BrokenBucket) -> None:
+    """No object: the parts that it has sent are for the bucket's lifecycle rule."""
+    prefix = uuid.uuid4().hex
+    url = bucket.url("uploads", prefix)
+    script = f"""
+import os
+from nixery_snap.object_store.store import ObjectStore
+with ObjectStore({url!r}).stage() as staged:
+    for _ in range(20):
+        staged.write(bytes(2**20))
+    os.kill(os.getpid(), 9)
+"""
+    done = await asyncio.to_thread(run, sys.executable, "-c", script, env=dict(os.environ), check=False)
+    assert done.returncode == -9
+    assert [key async for key, _ in ObjectStore(url).list("")] == []
 
 
 async def test_larger_than_a_server_copies(bucket: BrokenBucket, monkeypatch: pytest.MonkeyPatch) -> None:

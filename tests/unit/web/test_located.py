@@ -1,9 +1,11 @@
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from nixery_snap.ports import Location, SignedUrl, StoredBytes, StoredFile
+from nixery_snap.errors import StorageUnavailable
+from nixery_snap.ports import Location, SignedUrl, StoredBytes, StoredFile, StoredStream
 from nixery_snap.web.hot_answers import HotAnswers
 from nixery_snap.web.located import IN_MEMORY_BYTES, answer, etag_of, in_memory
 from tests.unit.web.servers import Response, serving
@@ -32,10 +34,24 @@ def ask(location: Location, *headers: str, method: str = "GET", hot: bool = True
         return [client.get("/", *headers, method=method) for _ in range(2)]
 
 
-@pytest.fixture(params=["bytes", "file"])
+def streamed(content: bytes, breaks_at: int | None = None) -> StoredStream:
+    """Piece by piece; `breaks_at`: how many bytes of it can be had."""
+
+    async def pieces(start: int, length: int) -> AsyncIterator[bytes]:
+        for position in range(start, start + length, 3):
+            if breaks_at is not None and position >= breaks_at:
+                raise StorageUnavailable("secret reason")
+            yield content[position : min(position + 3, start + length)]
+
+    return StoredStream(len(content), "version", pieces)
+
+
+@pytest.fixture(params=["bytes", "file", "stream"])
 def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "bytes":
         return StoredBytes(CONTENT)
+    if request.param == "stream":
+        return streamed(CONTENT)
     (tmp_path / "file").write_bytes(CONTENT)
     return StoredFile(tmp_path / "file", len(CONTENT))
 
@@ -72,6 +88,30 @@ def test_a_signed_url_is_for_its_method() -> None:
         for answered in ask(location, method=method):
             assert (answered.status, answered.headers["location"]) == (307, url)
             assert answered.headers["cache-control"] == "no-store"
+
+
+def test_a_stream_that_cannot_begin() -> None:
+    for response in ask(streamed(CONTENT, breaks_at=0)):
+        assert (response.status, response.body[:7]) == (503, b"REFUSED")
+        assert b"secret" not in response.body
+    for head in ask(streamed(CONTENT, breaks_at=0), method="HEAD"):
+        assert (head.status, head.headers["content-length"]) == (200, "10")
+
+
+@pytest.mark.parametrize(
+    "location", [streamed(CONTENT, breaks_at=4), StoredStream(99, "x", streamed(CONTENT).pieces)]
+)
+def test_a_stream_that_breaks_off(location: StoredStream) -> None:
+    """With an error, or because there is less than was said."""
+    with pytest.raises((ConnectionError, AssertionError, EOFError)):
+        ask(location)
+
+
+async def test_small_streams_are_read() -> None:
+    assert await in_memory(streamed(CONTENT)) == StoredBytes(CONTENT)
+    large = streamed(bytes(IN_MEMORY_BYTES + 1))
+    assert await in_memory(large) is large
+    assert await etag_of(large) == '"version"'
 
 
 async def test_small_files_are_read(tmp_path: Path) -> None:
