@@ -26,6 +26,7 @@ python3Packages.buildPythonApplication {
     root = ../.;
     fileset = lib.fileset.unions [
       ../LICENSE
+      ../bin
       ../examples
       ../hatch_build.py
       ../nixery_snap
