@@ -60,8 +60,9 @@ def world(request: pytest.FixtureRequest, scratch: Path, own_registry: Registry)
             yield World(node, kubelet, own_registry)
 
 
-@pytest.mark.parametrize("trust", ["ca", "skip_verify"])
-@pytest.mark.parametrize("own_path", [False, True], ids=["v2", "override_path"])
+@pytest.mark.parametrize(
+    ("trust", "own_path"), [("ca", True), ("skip_verify", False)], ids=["ca, override_path", "skip_verify"]
+)
 def test_mirror(world: World, directory: Path, trust: str, *, own_path: bool) -> None:
     """By one hosts.toml both go there: containerd, and who fetches ahead for it."""
     with tls_mirror(directory / "mirror", world.registry.host) as mirror:
