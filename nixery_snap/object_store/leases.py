@@ -57,18 +57,25 @@ class StoredLeases:
                 log.warning("lease-left", key=key, reason=str(error))
 
     async def _take(self, key: str, progress: Progress) -> int:
-        number = 0
-        while not await self._store.put_if_absent(keys.lease(key, number), self._sign_of_life()):
+        number, abandoned = 0, b""
+        while True:
+            name = keys.lease(key, number)
+            if await self._store.put_if_absent(name, self._sign_of_life()):
+                if not number or await self._store.get(keys.lease(key, number - 1)) == abandoned:
+                    return number
+                # Somebody else had taken over, and is done already: there may be a new lease from the beginning.
+                await self._store.delete(name)
+                number = 0
+                continue
             progress("another process is making it")
-            if await self._is_abandoned(keys.lease(key, number)):
+            if (found := await self._abandoned(name)) is not None:
                 log.warning("lease-taken-over", key=key, number=number)
-                number += 1
+                number, abandoned = number + 1, found
             else:
                 number = 0
-        return number
 
-    async def _is_abandoned(self, name: str) -> bool:
-        """Waits until the lease is given up (no), or nobody seems to hold it any more (yes)."""
+    async def _abandoned(self, name: str) -> bytes | None:
+        """Waits until nobody seems to hold a lease any more, whose content this is then, or it is given up: None."""
         loop = asyncio.get_running_loop()
         pause, last, looked, watched_seconds = _FIRST_PAUSE_SECONDS, b"", loop.time(), 0.0
         while (found := await self._store.get(name)) is not None:
@@ -77,10 +84,10 @@ class StoredLeases:
             watched_seconds = min(looked - since, 2 * pause) + watched_seconds if found == last else 0.0
             last = found
             if watched_seconds >= self._lease_seconds or self._is_of_the_dead(found):
-                return True
+                return found
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS, self._lease_seconds / 4)
-        return False
+        return None
 
     async def _renew(self, name: str) -> None:
         while True:
