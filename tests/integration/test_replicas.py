@@ -99,7 +99,6 @@ async def test_each_image_is_assembled_once(replicas: list[Registry]) -> None:
     made = assembled(replicas)
     assert len(made) == 30
     assert set(made.values()) == {1}
-    assert sum(bool(registry.events("assembled")) for registry in replicas) > 1, "one of them did it all"
     for name in NAMES[::10]:
         assert len({registry.pull(name).digest for registry in replicas}) == 1
 
