@@ -16,6 +16,7 @@ import structlog
 from nixery_snap.adapters import open_every
 from nixery_snap.errors import SettingsError, StorageError
 from nixery_snap.object_store import keys
+from nixery_snap.object_store.leases import StoredLeases
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.object_store.sweep import Report, collect, last_sweep, plan
 from nixery_snap.ports import Progress
@@ -48,19 +49,20 @@ async def stay_tidy(settings: Settings, objects: ObjectStore) -> None:
     interval = settings.retention.interval
     if not interval or not settings.retention.unused:
         return
+    leases = StoredLeases(objects, settings.object_store.lease)
     while True:
         try:
             last = await last_sweep(objects)
             due = 0.0 if last is None else last + interval - time.time()
             await asyncio.sleep(max(0.0, due) + random.uniform(0, _JITTER) * interval)  # noqa: S311 - no secret
-            if await last_sweep(objects) == last:
-                report = await collect_garbage(settings, objects, lambda line: log.debug("gc", step=line))
-                removed, freed = sum(report.removed.values()), sum(report.removed_bytes.values())
-                log.info("garbage-collected", objects=removed, bytes=freed)
-                if report.too_early_seconds:
-                    await asyncio.sleep(interval)
-            else:
-                await remove_roots(settings, objects)
+            async with leases.held("gc", lambda line: None):
+                if await last_sweep(objects) == last:
+                    report = await collect_garbage(settings, objects, lambda line: log.debug("gc", step=line))
+                    removed, freed = report.removed.total(), report.removed_bytes.total()
+                    log.info("garbage-collected", objects=removed, bytes=freed)
+            await remove_roots(settings, objects)
+            if await last_sweep(objects) == last:  # it is too early
+                await asyncio.sleep(interval)
         except StorageError as error:
             log.warning("garbage-not-collected", reason=str(error))
             await asyncio.sleep(interval)

@@ -124,6 +124,7 @@ async def _serve(
             trusted=service.shared.uses.trusted,
         )
         service.shared.uses.remembers(hot.forget, take_uses=hot.take_uses)
+        service.shared.lost_layers.forget.append(hot.forget)
         compartments = (service.shared, *service.separate.values())
         background = [asyncio.ensure_future(stay_tidy(settings, one.objects)) for one in compartments]
         if certificate is not None:

@@ -39,6 +39,7 @@ def make_site(settings: Settings, service: Service, entrance: Entrance | None) -
     }
     for source, registry in registries.items():
         compartments[source].uses.remembers(registry.forget)
+        compartments[source].lost_layers.forget += [compartments[source].pipeline.forget, registry.forget]
     shared = registries.pop(DEFAULT_SOURCE)
     cache = settings.binary_cache
     caches = {

@@ -17,7 +17,10 @@ log = structlog.get_logger()
 
 
 class LostLayers:
-    """Requests for the same layer share the work; each counts as an image being made for its client."""
+    """Requests for the same layer share the work; each counts as an image being made for its client.
+
+    `forget` are called when one is lost for good: only its image, made again, can bring it back.
+    """
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class LostLayers:
         self._path_infos = path_infos
         self._records = records
         self._clients = clients
+        self.forget: list[Callable[[], None]] = []
         self._running: Coalescer[None] = Coalescer(failure_ttl_seconds)
 
     async def make(self, digest: Digest, wait_seconds: float | None = None, client: str = "") -> None:
@@ -78,4 +82,6 @@ class LostLayers:
         except (NotFound, NixError, SubstituterError) as error:
             reason = str(error)
         log.warning("layer-lost", digest=str(digest), reason=reason)
+        for forget in self.forget:
+            forget()
         raise BlobNotFound(str(digest))

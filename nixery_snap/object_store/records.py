@@ -55,7 +55,8 @@ class StoredRecords:
         if await self._store.put_if_absent(name, content):
             self._remember(name, value, len(content))
             return value
-        return await self.get(kind, key) or value
+        recorded = await self.get(kind, key)
+        return value if recorded is None else recorded
 
     async def replace(self, kind: str, key: str, value: Any) -> None:
         name, content = names.record(kind, key), canonical_json.encode(value)

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -245,6 +246,9 @@ def test_a_layer_that_cannot_be_made_again(directory: Path, own_store: ChrootSto
         assert (answer.status, answer.error["code"]) == (404, "BLOB_UNKNOWN"), what
         if what == "other bytes":
             blob(registry, digest).unlink()  # it came out right, and only the recipe was wrong
+        if what in {"another layer", "no recipe"}:  # it might be anybody's digest
+            registry.stop()
+            registry.start()
         assert registry.pull("curl").blobs[digest] == content
         assert fsck(registry) == [], what
     assert len(registry.events("layer-lost")) == 4
@@ -283,6 +287,11 @@ def test_a_copy_is_served(registry: Registry, directory: Path) -> None:
     assert done.stdout.startswith("copied ")
     other.state.mkdir(exist_ok=True)
     assert fsck(other) == []
+    (other.storage_directory / "secrets").mkdir()
+    key = shutil.copy2(
+        registry.storage_directory / "secrets/signing-key", other.storage_directory / "secrets"
+    )
+    assert Path(key).stat().st_mode & 0o777 == 0o600
     other.start()
     try:
         for name, image in images.items():
