@@ -7,7 +7,7 @@ from typing import Final
 from nixery_snap.settings.sections import SourceSettings
 from nixery_snap.sources.flake import parse_flake
 
-_ALL: Final = {"spec", "prefix", "hosts", "restricted", "allow_import_from_derivation"}
+_ALL: Final = {"spec", "prefix", "hosts", "separate", "restricted", "allow_import_from_derivation"}
 _FETCHED: Final = {"pin_ttl", "pin_stale", "fetch_timeout"}
 _GIT: Final = _FETCHED | {"commits", "submodules", "lfs"}
 _WEB: Final = {"token_file", "netrc_file"}
