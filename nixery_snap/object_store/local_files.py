@@ -39,7 +39,7 @@ class LocalFiles:
         self._staging = root / staging
         # A disk that cannot be written still can be served from.
         if not self._staging.is_dir():
-            self._staging.mkdir(parents=True)
+            self._staging.mkdir(parents=True, exist_ok=True)  # another worker may be making it
         _sweep(self._staging)
         self._batches = InBatches(_THREADS)
         self._unused_names = map(f"{secrets.token_hex(8)}-{{}}".format, count())
