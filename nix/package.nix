@@ -41,6 +41,7 @@ python3Packages.buildPythonApplication {
     python3Packages.hatchling
   ];
   dependencies = map pythonPackage (lib.filter isNeeded project.dependencies);
+  optional-dependencies = lib.mapAttrs (_: map pythonPackage) project.optional-dependencies;
   # The lower bounds are the versions that the lock files test; a nixpkgs release may lag behind.
   pythonRelaxDeps = true;
 
@@ -72,6 +73,7 @@ python3Packages.buildPythonApplication {
     "tests/unit/test_deploy.py"
     "tests/unit/test_flake.py"
     "tests/unit/test_manual.py"
+    "tests/unit/test_monitoring.py"
     "tests/unit/test_nixos_modules.py"
     "tests/unit/test_nixos_units.py"
     "tests/unit/test_repo.py"

@@ -180,6 +180,13 @@ in
       description = "Whether to open the port of `settings.listen`, or with nginx 80 and 443.";
     };
 
+    metrics.openFirewall = mkOption {
+      type = types.bool;
+      default = false;
+      example = true;
+      description = "Whether to open the port of `settings.metrics.listen`, to Prometheus on another machine.";
+    };
+
     trustSubstituters = mkOption {
       type = types.bool;
       default = true;

@@ -61,9 +61,13 @@ let
       setting = [ ];
     }) cfg.credentials;
 
-  port = lib.toInt (lib.last (lib.splitString ":" settings.listen));
-  host = lib.removeSuffix ":${toString port}" settings.listen;
-  onLoopback = lib.hasPrefix "127." host || host == "[::1]" || host == "localhost";
+  portOf = address: lib.toInt (lib.last (lib.splitString ":" address));
+  hostOf = address: lib.removeSuffix ":${toString (portOf address)}" address;
+  isLoopback = host: lib.hasPrefix "127." host || host == "[::1]" || host == "localhost";
+  port = portOf settings.listen;
+  host = hostOf settings.listen;
+  onLoopback = isLoopback host;
+  metricsListen = settings.metrics.listen or "";
   # Where nginx finds a server that listens everywhere.
   upstream =
     {
@@ -106,6 +110,10 @@ in
         {
           assertion = !cfg.openFirewall || cfg.nginx.enable || !onLoopback;
           message = "services.nixery-snap: openFirewall opens a port at which only this machine is served (${settings.listen}): set settings.listen to \"0.0.0.0:${toString port}\", or nginx.enable.";
+        }
+        {
+          assertion = !cfg.metrics.openFirewall || (metricsListen != "" && !isLoopback (hostOf metricsListen));
+          message = "services.nixery-snap: metrics.openFirewall opens a port at which no other machine is served (settings.metrics.listen = \"${metricsListen}\"): set settings.metrics.listen to an address that Prometheus reaches, such as \"0.0.0.0:9090\".";
         }
         {
           assertion = !cfg.nginx.enable || cfg.nginx.hostName != "";
@@ -203,15 +211,18 @@ in
       };
       users.groups = mkIf (cfg.group == "nixery-snap") { nixery-snap = { }; };
 
-      networking.firewall.allowedTCPPorts = mkIf cfg.openFirewall (
-        if cfg.nginx.enable then
-          [
-            80
-            443
-          ]
-        else
-          [ port ]
-      );
+      networking.firewall.allowedTCPPorts = mkMerge [
+        (mkIf cfg.openFirewall (
+          if cfg.nginx.enable then
+            [
+              80
+              443
+            ]
+          else
+            [ port ]
+        ))
+        (mkIf cfg.metrics.openFirewall [ (portOf metricsListen) ])
+      ];
     }
 
     (mkIf (cfg.trustSubstituters && settings ? substituters) {

@@ -119,12 +119,17 @@ def test_plain_manifests_are_those_of_the_chart(name: str) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_program_takes_the_settings(name: str, tmp_path: Path) -> None:
+    serving: set[str] = set()
     for found in variant(name):
         for text in found.get("data", {}).values() if found["kind"] == "ConfigMap" else ():
             (tmp_path / "settings.toml").write_text(text)
             settings = load_settings(tmp_path / "settings.toml", {}, {})
             assert settings.image_service.listen == "unix:///run/nixery-snap/image.sock"
             assert settings.storage.startswith("file:///var/lib/nixery-snap")
+            serving |= {settings.metrics.listen} - {""}
+    [deployment] = [found for found in variant(name) if found["kind"] == "Deployment"]
+    ports = deployment["spec"]["template"]["spec"]["containers"][0]["ports"]
+    assert serving == {f"0.0.0.0:{port['containerPort']}" for port in ports if port["name"] == "metrics"}
 
 
 def test_what_a_value_may_override(tmp_path: Path) -> None:

@@ -104,6 +104,12 @@ NODE = "{ services.nixery-snap-node = { enable = true; %s }; }"
     ("module", "configuration", "advice"),
     [
         ("registry", REGISTRY % "openFirewall = true;", 'set settings.listen to "0.0.0.0:8080", or nginx.enable'),
+        ("registry", REGISTRY % "metrics.openFirewall = true;", 'such as "0.0.0.0:9090"'),
+        (
+            "registry",
+            REGISTRY % 'metrics.openFirewall = true; settings.metrics.listen = "[::1]:9090";',
+            'no other machine is served (settings.metrics.listen = "[::1]:9090")',
+        ),
         ("registry", REGISTRY % "nginx.enable = true;", "set nginx.hostName"),
         ("registry", REGISTRY % 'settings.listen = "box:80";', "give its address, or set socketActivation = false"),
         ("registry", REGISTRY % 'signingKeyFile = "/nix/store/x-key";', "signingKeyFile"),

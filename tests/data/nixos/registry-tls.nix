@@ -7,6 +7,7 @@
     secretKeyFile = "/run/secrets/signing-key"; # its old name
     sourceSecrets.internal.tokenFile = "/run/secrets/git-token";
     sourceSecrets.default.netrcFile = "/run/secrets/netrc";
+    metrics.openFirewall = true;
     credentials.buckets = "/run/secrets/buckets";
     environmentFiles = [ "/run/secrets/bucket-keys" ];
     settings = {
@@ -31,6 +32,7 @@
         { url = "https://plain.example"; }
       ];
       limits.shutdown_timeout = 2.5;
+      metrics.listen = "0.0.0.0:9090";
     };
   };
 }
