@@ -35,7 +35,7 @@ class Entrance:
     def attach(self, app: web.Application, caches: Mapping[str, web.Application]) -> None:
         """`caches`: mounted binary caches by a source whose rights are theirs."""
         if self.endpoint is not None:
-            app.router.add_get(TOKEN_PATH, self.endpoint.get)
+            app.router.add_get(TOKEN_PATH, self.endpoint.get, name="token")
             self.needs[TOKEN_PATH] = everybody
         for source, cache in caches.items():
             need = _fetch(source)

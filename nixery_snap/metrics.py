@@ -7,7 +7,8 @@ this program or of its settings, never of a request: each new value is a time se
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -16,7 +17,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    Info,
     ProcessCollector,
     generate_latest,
 )
@@ -44,8 +44,8 @@ def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...] = 
     return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
 
 
-BUILD: Final = Info("nixery_snap_build", "The version of this program.", registry=REGISTRY)
-BUILD.info({"version": __version__})
+BUILD: Final = _gauge("nixery_snap_build_info", "The version of this program.", "version")
+BUILD.labels(__version__).set(1)
 
 # --- HTTP ------------------------------------------------------------------------------------------
 
@@ -71,6 +71,12 @@ MANIFEST_SECONDS: Final = _histogram(
 STEP_SECONDS: Final = _histogram("nixery_snap_step_seconds", "Time of a step that succeeded.", "step")
 STEP_FAILURES: Final = _counter("nixery_snap_step_failures_total", "Steps that failed.", "step")
 STEPS_IN_PROGRESS: Final = _gauge("nixery_snap_steps_in_progress", "Steps that go on.", "step")
+for _step in ("pin", "evaluate", "locate", "realise", "assemble", "pack", "publish"):
+    for _metric in (STEP_SECONDS, STEP_FAILURES, STEPS_IN_PROGRESS):
+        _metric.labels(_step)  # from the start: an increase can only be seen of what was there before
+PACKED_BYTES: Final = _counter(
+    "nixery_snap_packed_bytes_total", "NAR sizes of the store paths that were compressed for classic layers."
+)
 BUILDS_WAITING: Final = _gauge("nixery_snap_builds_waiting", "Images whose packages wait for being built.")
 
 # --- Binary caches and storage ---------------------------------------------------------------------
@@ -78,9 +84,21 @@ BUILDS_WAITING: Final = _gauge("nixery_snap_builds_waiting", "Images whose packa
 SUBSTITUTER_SECONDS: Final = _histogram(
     "nixery_snap_substituter_request_seconds", "Time until a substituter had answered.", "substituter"
 )
+SUBSTITUTER_UP: Final = _gauge(
+    "nixery_snap_substituter_up",
+    "0 while a substituter is left alone because it keeps failing.",
+    "substituter",
+)
+SUBSTITUTER_BYTES: Final = _counter(
+    "nixery_snap_substituter_received_bytes_total", "Bytes that came from a substituter.", "substituter"
+)
 SUBSTITUTER_FAILURES: Final = _counter(
     "nixery_snap_substituter_failures_total", "Requests to a substituter that failed.", "substituter"
 )
+PUBLISHED_PATHS: Final = _counter(
+    "nixery_snap_published_paths_total", "Store paths that were written to our own binary cache for an image."
+)
+PUBLISHED_BYTES: Final = _counter("nixery_snap_published_bytes_total", "Sizes of their compressed NARs.")
 STORAGE_ERRORS: Final = _counter(
     "nixery_snap_storage_errors_total", "Operations of the object store that failed."
 )
@@ -115,9 +133,19 @@ BUILDER_REQUESTS: Final = _counter(
 )
 
 
+_sizes: Final[defaultdict[str, list[Callable[[], float]]]] = defaultdict(list)
+
+
+def watch_size(cache: str, size_bytes: Callable[[], float]) -> None:
+    """Have `size_bytes` asked for what one of the caches of that name holds."""
+    sizes = _sizes[cache]
+    sizes.append(size_bytes)
+    CACHE_BYTES.labels(cache).set_function(lambda: sum(size() for size in sizes))
+
+
 @contextmanager
 def timed(step: str) -> Iterator[None]:
-    """Count a step of making an image: how long it takes, whether it fails, that it goes on."""
+    """Count a step: how long it takes, whether it fails, that it goes on."""
     going_on, begun = STEPS_IN_PROGRESS.labels(step), time.perf_counter()
     going_on.inc()
     try:
@@ -137,7 +165,11 @@ def timed(step: str) -> Iterator[None]:
 Snapshot = list[tuple[str, str, str, list[tuple[str, Mapping[str, str], float]]]]
 """For each metric its name, help and type, and its samples, as JSON has them."""
 
-_NO_SUM: Final = {"nixery_snap_build_info": max, "process_start_time_seconds": min}
+_NO_SUM: Final = {
+    "nixery_snap_build_info": max,
+    "nixery_snap_substituter_up": min,
+    "process_start_time_seconds": min,
+}
 
 
 def snapshot() -> Snapshot:

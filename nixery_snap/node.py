@@ -13,6 +13,7 @@ from nixery_snap.metrics_listener import MetricsPart, metrics_parts, metrics_ser
 from nixery_snap.nix_stores.command import NixStore
 from nixery_snap.service import open_service
 from nixery_snap.settings import Settings
+from nixery_snap.tracing import traced
 
 
 def serve_node(settings: Settings, started: Callable[[], None] = lambda: None) -> None:
@@ -37,7 +38,11 @@ async def _serve(settings: Settings, part: MetricsPart, started: Callable[[], No
         group=node.group,
         shutdown_timeout=settings.limits.shutdown_timeout,
     )
-    async with open_service(settings, on_node=True) as service, metrics_served(part):
+    async with (
+        open_service(settings, on_node=True) as service,
+        metrics_served(part),
+        traced(settings.tracing.endpoint, "nixery-snap-image-service"),
+    ):
         parts = NodeParts(
             pipeline=service.shared.pipeline,
             grammar=service.grammar,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from nixery_snap import metrics
 from nixery_snap.adapters import (
     nix_options,
     open_nix,
@@ -264,7 +265,9 @@ async def _ground(settings: Settings, source: str | None) -> AsyncIterator[Groun
     blobs = Blobs(objects)
     try:
         async with _uses(settings, objects) as uses:
-            yield Ground(objects, blobs, StoredRecords(objects, settings.limits.memory_cache), uses)
+            records = StoredRecords(objects, settings.limits.memory_cache)
+            metrics.watch_size("records", lambda: records.memory_bytes)
+            yield Ground(objects, blobs, records, uses)
     finally:
         blobs.close()
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext, suppress
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -18,6 +18,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
+from nixery_snap import metrics
 from nixery_snap.binary_cache.at_once import narinfos_at_once
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.image_service.notify import notify
@@ -29,6 +30,7 @@ from nixery_snap.service import open_service
 from nixery_snap.settings import CACHE_PREFIX, Settings
 from nixery_snap.site import make_site
 from nixery_snap.tls import Certificate
+from nixery_snap.tracing import traced
 from nixery_snap.web.hot_answers import HotAnswers, never, serve_hot
 from nixery_snap.web.request_log import REQUEST_ID
 
@@ -103,8 +105,8 @@ async def _serve(
     certificate = _certificate(settings)
     async with (
         open_service(settings) as service,
-        metrics_served(part),
         _entrance(settings, address) as entrance,
+        AsyncExitStack() as stack,
     ):
         app = make_site(settings, service, entrance)
         # Whoever waits for work that is given up then is still told so.
@@ -123,6 +125,9 @@ async def _serve(
             else never,
             trusted=service.shared.uses.trusted,
         )
+        metrics.watch_size("answers", lambda: hot.size_bytes)
+        await stack.enter_async_context(metrics_served(part, hot.settle))
+        await stack.enter_async_context(traced(settings.tracing.endpoint, "nixery-snap"))
         service.shared.uses.remembers(hot.forget, take_uses=hot.take_uses)
         service.shared.lost_layers.forget.append(hot.forget)
         compartments = (service.shared, *service.separate.values())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from nixery_snap import reports
+from nixery_snap import metrics, reports
 from nixery_snap.binary_cache.app import make_cache_app
 from nixery_snap.imaging.request import DEFAULT_SOURCE
 from nixery_snap.registry.app import make_app
@@ -38,6 +38,7 @@ def make_site(settings: Settings, service: Service, entrance: Entrance | None) -
         for source, compartment in compartments.items()
     }
     for source, registry in registries.items():
+        metrics.watch_size("manifests", partial(_size, registry))
         compartments[source].uses.remembers(registry.forget)
         compartments[source].lost_layers.forget += [compartments[source].pipeline.forget, registry.forget]
     shared = registries.pop(DEFAULT_SOURCE)
@@ -67,3 +68,7 @@ def make_site(settings: Settings, service: Service, entrance: Entrance | None) -
     if entrance is not None:
         entrance.attach(app, caches)
     return app
+
+
+def _size(registry: Registry) -> float:
+    return registry.memory.currsize

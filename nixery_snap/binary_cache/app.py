@@ -30,6 +30,7 @@ from nixery_snap.web.located import IMMUTABLE, answer, etag_of, in_memory
 # A narinfo never changes, but a cache can be emptied: then clients should find out within a day.
 _LASTING: Final = "public, max-age=86400"
 _SETTINGS: Final = "public, max-age=3600"
+NARINFO_ROUTE: Final = "narinfo"  # among the metrics
 NARINFO_HEADERS: Final = {"Content-Type": "text/x-nix-narinfo", "Cache-Control": _LASTING}
 _HASH_PART: Final = re.compile(rf"[{ALPHABET}]{{32}}")
 # The endings are those that Nix makes.
@@ -46,12 +47,12 @@ def make_cache_app(
     info = f"StoreDir: {STORE_DIR}\nWantMassQuery: 1\nPriority: {priority}\n"
     app = web.Application(middlewares=[plain_errors])
     endpoints = _Endpoints(cache, uses, info.encode(), f"{public_key}\n".encode())
-    app.router.add_get("/nix-cache-info", endpoints.get_info)
-    app.router.add_get("/public-key", endpoints.get_public_key)
-    app.router.add_get("/nar/{file:[^/]+}", endpoints.get_nar)
-    app.router.add_get("/log/{derivation:.+}", endpoints.get_log)
-    app.router.add_get("/{hash_part:[^/]+}.narinfo", endpoints.get_narinfo)
-    app.router.add_get("/{hash_part:[^/]+}.ls", endpoints.get_listing)
+    app.router.add_get("/nix-cache-info", endpoints.get_info, name="cache-info")
+    app.router.add_get("/public-key", endpoints.get_public_key, name="public-key")
+    app.router.add_get("/nar/{file:[^/]+}", endpoints.get_nar, name="nar")
+    app.router.add_get("/log/{derivation:.+}", endpoints.get_log, name="log")
+    app.router.add_get("/{hash_part:[^/]+}.narinfo", endpoints.get_narinfo, name=NARINFO_ROUTE)
+    app.router.add_get("/{hash_part:[^/]+}.ls", endpoints.get_listing, name="listing")
     return app
 
 

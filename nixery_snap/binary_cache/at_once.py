@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 
-from nixery_snap.binary_cache.app import NARINFO_HEADERS
+from nixery_snap.binary_cache.app import NARINFO_HEADERS, NARINFO_ROUTE
 from nixery_snap.nix.base32 import ALPHABET
 from nixery_snap.ports import BinaryCache, UseKind, use
 from nixery_snap.web.hot_answers import AtOnce
+from nixery_snap.web.request_metrics import MEMORY, Tally, tally
 
 
 def narinfos_at_once(cache: BinaryCache, prefix: str) -> AtOnce:
@@ -29,7 +30,9 @@ def narinfos_at_once(cache: BinaryCache, prefix: str) -> AtOnce:
     )
     headers = "".join(f"\r\n{name}: {value}" for name, value in NARINFO_HEADERS.items()).encode()
 
-    def answer(head: bytes) -> tuple[bytes, bytes, tuple[str, ...]] | None:
+    counted = tally(NARINFO_ROUTE, "", 200, MEMORY)
+
+    def answer(head: bytes) -> tuple[bytes, bytes, tuple[str, ...], int, Tally] | None:
         asked = request.fullmatch(head)
         if asked is None:
             return None
@@ -43,9 +46,9 @@ def narinfos_at_once(cache: BinaryCache, prefix: str) -> AtOnce:
                 headers,
                 hashlib.sha256(content).hexdigest().encode(),
                 len(content),
-                content if asked[1] == b"GET" else b"",
+                body := content if asked[1] == b"GET" else b"",
             )
         )
-        return b"HTTP/1.1 200 OK\r\nDate: ", rest, (use(UseKind.PATH, hash_part),)
+        return b"HTTP/1.1 200 OK\r\nDate: ", rest, (use(UseKind.PATH, hash_part),), len(body), counted
 
     return answer

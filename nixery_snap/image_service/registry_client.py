@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from nixery_snap import tracing
 from nixery_snap.errors import InvalidFormat, NotFound, SourceError
 from nixery_snap.image_service.generated.cri_pb2 import AuthConfig
 from nixery_snap.image_service.registry_hosts import RegistryHost, registry_hosts
@@ -106,6 +107,8 @@ class RegistryClient:
         url = f"{host.url}/{reference.name}/manifests/{version}"
         query = {} if urlsplit(host.url).netloc == reference.host else {"ns": reference.host}
         headers = {"Accept": _ACCEPT, **host.headers}
+        if parent := tracing.traceparent():
+            headers[tracing.TRACEPARENT] = parent
         server = urlsplit(auth.server_address if "://" in auth.server_address else f"//{auth.server_address}")
         if server.netloc not in {"", reference.host, urlsplit(host.url).netloc}:
             auth = AuthConfig()  # it is for somebody else

@@ -14,7 +14,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import DecodeError, Message
 
-from nixery_snap import metrics
+from nixery_snap import metrics, tracing
 from nixery_snap.errors import InvalidFormat, NixerySnapError
 from nixery_snap.image_service.builder import Builder
 from nixery_snap.image_service.containerd import Containerd
@@ -80,8 +80,11 @@ class ImageService(grpc.GenericRpcHandler):
             return handler_for(self._containerd, call.method)
 
         async def handle(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            async for response in intercepted(call.method, requests, context):
-                yield response
+            metadata = context.invocation_metadata() or ()
+            caller = {str(name): value for name, value in metadata if isinstance(value, str)}
+            with tracing.request_span(matched[1], {}, caller):
+                async for response in intercepted(call.method, requests, context):
+                    yield response
 
         return grpc.stream_stream_rpc_method_handler(handle)
 

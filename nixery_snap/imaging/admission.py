@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Final
 from weakref import WeakValueDictionary
 
+from nixery_snap import metrics
 from nixery_snap.errors import PackageProblem, TooManyRequests
 from nixery_snap.imaging.rate_limit import RateLimit
 from nixery_snap.nix.attribute_path import AttributePath
@@ -78,7 +79,8 @@ class BuildQueue:
         entry = (asyncio.get_running_loop().create_future(), is_wanted)
         self._waiting.append(entry)
         try:
-            await entry[0]
+            with metrics.BUILDS_WAITING.track_inprogress():
+                await entry[0]
         except asyncio.CancelledError:
             if entry in self._waiting:
                 self._waiting.remove(entry)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from nixery_snap import metrics
 from nixery_snap.errors import BlobNotFound, StorageError
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.read_ahead import read_ahead
@@ -22,6 +23,7 @@ from nixery_snap.oci.manifest import Descriptor
 from nixery_snap.oci.media_types import OCI_LAYER_GZIP
 from nixery_snap.oci.tar import EntryType, TarEntry
 from nixery_snap.ports import BlobStore, BlobWriter, Records, StoreContents
+from nixery_snap.steps import step
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -132,10 +134,12 @@ class LayerMaker:
     async def _packed(self, infos: tuple[PathInfo, ...]) -> Layer:
         members = dict(zip(infos, await asyncio.gather(*map(self._member, infos)), strict=True))
         async with self._threads:
-            try:
-                layer, packed = await asyncio.to_thread(self._pack_paths, members)
-            except BlobNotFound:  # removed just now
-                layer, packed = await asyncio.to_thread(self._pack_paths, dict.fromkeys(infos))
+            with step("pack", paths=len(infos)):
+                try:
+                    layer, packed = await asyncio.to_thread(self._pack_paths, members)
+                except BlobNotFound:  # removed just now
+                    layer, packed = await asyncio.to_thread(self._pack_paths, dict.fromkeys(infos))
+        metrics.PACKED_BYTES.inc(sum(info.nar_size for info in packed))
         for info, member in packed.items():
             key, value = _member_key(info), member.to_json()
             recorded = await self._records.put("member", key, value)

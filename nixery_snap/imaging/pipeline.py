@@ -10,13 +10,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import Any, Final, TypeVar
 
 import structlog
 from cachetools import LRUCache
 
-from nixery_snap import metrics
 from nixery_snap.errors import (
     BlobNotFound,
     CorruptPath,
@@ -62,6 +62,7 @@ from nixery_snap.ports import (
     Uses,
     use,
 )
+from nixery_snap.steps import step
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -78,6 +79,14 @@ _STEPS: Final = {
 }
 
 
+class Outcome(IntEnum):
+    """What there was to do for an image; the greater, the more."""
+
+    HIT = 0
+    EVALUATED = 1
+    REALISED = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Image:
     """An assembled image: its manifest is stored under `digest`, in OCI's media types."""
@@ -89,6 +98,7 @@ class Image:
     """Of its record."""
     record: Mapping[str, Any]
     """How it came about, as JSON; read when somebody wants to know."""
+    outcome: Outcome = field(default=Outcome.HIT, compare=False)
 
     @property
     def resolution(self) -> Resolution:
@@ -98,6 +108,11 @@ class Image:
     def closure(self) -> tuple[tuple[StorePath, int], ...]:
         """Every store path with its nar_size."""
         return tuple((StorePath.parse(path), nar_size) for path, nar_size in self.record["closure"])
+
+    @property
+    def nar_bytes(self) -> int:
+        """Of the closure."""
+        return sum(nar_size for _, nar_size in self.record["closure"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +342,9 @@ class Pipeline:
                 "resolution": resolution.to_json(),
                 "closure": [[str(path), info.nar_size] for path, info in closure.items()],
             }
-            image = await self._record(_image_of(record, request, pin, key))
+            outcome = Outcome.REALISED if realised else Outcome.EVALUATED
+            made = replace(_image_of(record, request, pin, key), outcome=outcome)
+            image = await self._record(made)
             # What it is made of may have been there before, unused for so long that it was removed just now.
             if await self._steps.uses.settled() == swept:
                 return image
@@ -482,8 +499,8 @@ def _variant(pin: Pin) -> tuple[str, ...]:
 
 @contextmanager
 def _timed(event: str, **facts: Any) -> Iterator[dict[str, Any]]:
-    """Log `event` with what it took, once the step has succeeded; `_STEPS` has its name among the metrics."""
+    """Log `event` with what it took, once the step has succeeded; the others call the step as `_STEPS` does."""
     begun = time.perf_counter()
-    with metrics.timed(_STEPS[event]):
-        yield facts
-    log.info(event, seconds=round(time.perf_counter() - begun, 4), **facts)
+    with step(_STEPS[event], **facts) as known:
+        yield known
+    log.info(event, seconds=round(time.perf_counter() - begun, 4), **known)

@@ -16,6 +16,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError
 from obstore.store import LocalStore
 from yarl import URL
 
+from nixery_snap import tracing
 from nixery_snap.buckets import PARAMETERS, Bucket, open_bucket
 from nixery_snap.errors import InvalidFormat, SettingsError
 from nixery_snap.nix_stores.decompression import sniffed
@@ -135,6 +136,8 @@ class HttpTransport:
         if self._session is None:
             self._session = self._owned = _session()
         url = URL(self._base + self._with_query(name), encoded=True)
+        if parent := tracing.traceparent():
+            headers = {**(headers or {}), tracing.TRACEPARENT: parent}
         return self._session.get(url, timeout=timeout, headers=headers, **self._options)
 
     def _with_query(self, name: str) -> str:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Final, TypeVar
 
+from nixery_snap import metrics
 from nixery_snap.errors import SubstituterUnreachable
 from nixery_snap.nix_stores.cache_transport import CacheTransport, TransportFailed
 from nixery_snap.nix_stores.pipe import Pipe
@@ -23,6 +24,7 @@ class NarTransfers:
 
     def __init__(self, url: str, transport: CacheTransport, questions: Questions) -> None:
         self._url, self._transport, self._questions = url, transport, questions
+        self._received = metrics.SUBSTITUTER_BYTES.labels(url)
         self.turns = asyncio.Semaphore(_READ_AT_A_TIME)
         # Not the event loop's own threads: these wait for a server, and all else must not wait for them.
         self._threads = ThreadPoolExecutor(_READ_AT_A_TIME, "nar")
@@ -53,6 +55,7 @@ class NarTransfers:
             async with self._transport.stream(name, first_bytes) as chunks:
                 opened.set_result(True)
                 async for chunk in chunks:
+                    self._received.inc(len(chunk))
                     await pipe.put(chunk)
             pipe.end()
         except FileNotFoundError:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import structlog
 
+from nixery_snap import metrics
 from nixery_snap.errors import PathsNotFetchable
 from nixery_snap.nix.closure_info import closure_info, closure_info_entries
 from nixery_snap.nix.narinfo import NarInfo
@@ -18,6 +19,7 @@ from nixery_snap.nix_stores.own_cache import OwnCache
 from nixery_snap.nix_stores.substituter import Substituter
 from nixery_snap.nix_stores.substituters import Substituters
 from nixery_snap.ports import Progress
+from nixery_snap.steps import step
 
 log = structlog.get_logger()
 
@@ -94,11 +96,14 @@ class CachePublisher:
         if not infos:
             return
         progress(f"publishing {len(infos)} store paths")
-        written = await asyncio.gather(*(self._content(info) for info in infos))
-        narinfos = {narinfo.info.path: narinfo for narinfo in written}
-        for info in references_first(closure):
-            if narinfo := narinfos.get(info.path):
-                await self._cache.announce(narinfo)
+        with step("publish", paths=len(infos)):
+            written = await asyncio.gather(*(self._content(info) for info in infos))
+            narinfos = {narinfo.info.path: narinfo for narinfo in written}
+            for info in references_first(closure):
+                if narinfo := narinfos.get(info.path):
+                    await self._cache.announce(narinfo)
+        metrics.PUBLISHED_PATHS.inc(len(infos))
+        metrics.PUBLISHED_BYTES.inc(sum(narinfo.file_size or 0 for narinfo in written))
         log.info("published", paths=len(infos))
 
     async def _content(self, info: PathInfo) -> NarInfo:

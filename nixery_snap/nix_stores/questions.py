@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import structlog
 
+from nixery_snap import metrics
 from nixery_snap.errors import InvalidFormat, SubstituterUnreachable
 from nixery_snap.nix_stores.cache_transport import TransportFailed
 from nixery_snap.nix_stores.circuit_breaker import OPEN_SECONDS, CircuitBreaker, CircuitOpen
@@ -29,6 +31,10 @@ class Questions:
         self._url, self._counts = url, counts
         self._turns = asyncio.Semaphore(concurrency)
         self._breaker = CircuitBreaker(self._opened)
+        self._seconds = metrics.SUBSTITUTER_SECONDS.labels(url)
+        self._failures = metrics.SUBSTITUTER_FAILURES.labels(url)
+        self._up = metrics.SUBSTITUTER_UP.labels(url)
+        self._up.set(1)
 
     @property
     def are_answered(self) -> bool:
@@ -63,22 +69,32 @@ class Questions:
     def failed(self, reason: str) -> None:
         """What was answered broke off afterwards."""
         self._counts["failures"] += 1
+        self._failures.inc()
         self._breaker.failed(reason)
 
     async def _counted(self, work: Callable[[], Awaitable[T]]) -> T:
         self._counts["requests"] += 1
+        begun = time.perf_counter()
         try:
             answer = await work()
         except TransportFailed:
             self._counts["failures"] += 1
+            self._failures.inc()
             raise
         except InvalidFormat:
-            self._breaker.succeeded()  # it answers, if nonsense
+            self._answered(begun)  # if nonsense
             raise
-        self._breaker.succeeded()
+        self._answered(begun)
         return answer
 
+    def _answered(self, begun: float) -> None:
+        self._seconds.observe(time.perf_counter() - begun)
+        if not self._breaker.is_sound:
+            self._up.set(1)
+        self._breaker.succeeded()
+
     def _opened(self, reason: str) -> None:
+        self._up.set(0)
         log.warning("substituter-unreachable", url=self._url, reason=reason, seconds=OPEN_SECONDS)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final
 import aiohappyeyeballs
 from yarl import URL
 
+from nixery_snap import tracing
 from nixery_snap.errors import InvalidFormat
 
 _MAX_HEAD_BYTES: Final = 32 * 1024
@@ -72,7 +73,7 @@ class SmallHttp:
         if base.user is not None or base.password is not None:
             secret = f"{base.user or ''}:{base.password or ''}".encode("latin-1", "replace")
             lines.append(f"Authorization: Basic {base64.b64encode(secret).decode()}")
-        self._rest = "".join(f"{line}\r\n" for line in (" HTTP/1.1", *lines, ""))
+        self._rest = "".join(f"{line}\r\n" for line in (*lines, ""))
         self._idle: list[_Connection] = []
         self._under_way: dict[_Connection, float] = {}  # until when
         self._watch: asyncio.TimerHandle | None = None
@@ -83,7 +84,9 @@ class SmallHttp:
         """`target` is the path and query. Raises OSError, TimeoutError, Unusual, and InvalidFormat over `max_bytes`."""
         if not _TARGET.fullmatch(target):
             raise Unusual
-        request = f"GET {target}{self._rest}".encode("latin-1")
+        parent = tracing.traceparent()
+        trace = f"{tracing.TRACEPARENT}: {parent}\r\n" if parent else ""
+        request = f"GET {target} HTTP/1.1\r\n{trace}{self._rest}".encode("latin-1")
         loop = asyncio.get_running_loop()
         end = loop.time() + self._timeout
         if kept := self._kept(loop.time()):

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 import structlog
 from cachetools import TTLCache
 
+from nixery_snap import metrics
 from nixery_snap.errors import CorruptPath, InvalidFormat, SubstituterError
 from nixery_snap.nix import listing
 from nixery_snap.nix.file_tree import Node
@@ -60,6 +61,7 @@ class Substituter:
         self.counts: Counter[str] = Counter()
         self._transport = transport
         self._priority = priority
+        self._received = metrics.SUBSTITUTER_BYTES.labels(self.url)
         self._questions = Questions(self.url, self.counts, concurrency)
         self._transfers = NarTransfers(self.url, transport, self._questions)
         refused_seconds = max(negative_ttl, _REFUSED_SECONDS)
@@ -230,7 +232,10 @@ class Substituter:
         return opened
 
     async def _get(self, name: str, max_bytes: int) -> bytes | None:
-        return await self._questions.ask(lambda: self._transport.get(name, max_bytes))
+        content = await self._questions.ask(lambda: self._transport.get(name, max_bytes))
+        if content:
+            self._received.inc(len(content))
+        return content
 
 
 def _raised(said: Said) -> NarInfo | None:

@@ -10,6 +10,7 @@ from typing import Final
 
 from cachetools import LRUCache
 
+from nixery_snap import tracing
 from nixery_snap.errors import SubstituterError
 from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.nix.path_info import PathInfo
@@ -80,7 +81,9 @@ class Substituters:
             left = [path for path in paths if path not in found]
             if not left:
                 break
-            for path, said in (await substituter.narinfos(left)).items():
+            with tracing.span("narinfos", {"substituter": substituter.url, "paths": len(left)}):
+                answers = await substituter.narinfos(left)
+            for path, said in answers.items():
                 if isinstance(said, NarInfo):
                     found[path] = said
                 else:

@@ -25,6 +25,11 @@ class StoredRecords:
         self._store = store
         self._memory: LRUCache[str, tuple[Any, int]] = LRUCache(memory_bytes, getsizeof=lambda item: item[1])
 
+    @property
+    def memory_bytes(self) -> int:
+        """What is kept, roughly."""
+        return int(self._memory.currsize)
+
     async def get(self, kind: str, key: str) -> Any | None:
         return (await self.get_many(kind, (key,))).get(key)
 

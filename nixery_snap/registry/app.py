@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from nixery_snap import tracing
 from nixery_snap.errors import NixerySnapError, ShuttingDown, StillWorking
 from nixery_snap.registry.blobs import get_blob
 from nixery_snap.registry.context import REGISTRY, SEPARATE, Registry
@@ -22,6 +23,7 @@ from nixery_snap.registry.tags import get_tags
 from nixery_snap.web.forwarded import NO_PROXIES, TrustedProxies, address_of, asked_host, asked_scheme
 from nixery_snap.web.hot_answers import BAD_REQUEST
 from nixery_snap.web.request_log import EXPECTED, REQUEST_ID, REQUEST_ID_KEY, server_failed
+from nixery_snap.web.request_metrics import InFlight, body_bytes
 
 log = structlog.get_logger()
 
@@ -50,7 +52,14 @@ def make_app(
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         proxies.look(request)
-        response = await _answer(request, handler, request_id)
+        InFlight.count += 1
+        try:
+            if tracing.is_on():
+                response = await _traced(request, handler, request_id)
+            else:
+                response = await _answer(request, handler, request_id)
+        finally:
+            InFlight.count -= 1
         if access_log or (response.status >= 400 and EXPECTED not in response):
             log.info(
                 "request",
@@ -59,6 +68,8 @@ def make_app(
                 status=response.status,
                 seconds=round(time.perf_counter() - begun, 4),
                 client=address_of(request),
+                bytes=body_bytes(request, response),
+                agent=request.headers.get("User-Agent", "")[:200],
             )
         return response
 
@@ -67,16 +78,16 @@ def make_app(
     app[SEPARATE] = separate
     app[BAD_REQUEST] = _bad_request
     app.on_response_prepare.append(_add_headers)
-    app.router.add_get("/v2/", get_version)
-    app.router.add_get("/v2", get_version)
-    app.router.add_get("/v2/{name:.+}/manifests/{reference:[^/]+}", get_manifest)
-    app.router.add_get("/v2/{name:.+}/blobs/{digest:[^/]+}", get_blob)
-    app.router.add_get("/v2/{name:.+}/tags/list", get_tags)
-    app.router.add_get("/api/v1/packages", get_packages)
-    app.router.add_get("/healthz", get_health)
-    app.router.add_get("/readyz", get_readiness)
+    # The names are those of routes among the metrics.
+    app.router.add_get("/v2{slash:/?}", get_version, name="version")
+    app.router.add_get("/v2/{name:.+}/manifests/{reference:[^/]+}", get_manifest, name="manifest")
+    app.router.add_get("/v2/{name:.+}/blobs/{digest:[^/]+}", get_blob, name="blob")
+    app.router.add_get("/v2/{name:.+}/tags/list", get_tags, name="tags")
+    app.router.add_get("/api/v1/packages", get_packages, name="packages")
+    app.router.add_get("/healthz", get_health, name="health")
+    app.router.add_get("/readyz", get_readiness, name="readiness")
     if front_page is not None:
-        app.router.add_get("/", partial(_get_front_page, front_page))
+        app.router.add_get("/", partial(_get_front_page, front_page), name="front-page")
     for prefix, subapp in subapps.items():
         app.add_subapp(prefix, subapp)
     return app
@@ -100,6 +111,19 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     if _is_api(request):
         response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"
     response.headers["Server"] = "nixery-snap"  # aiohttp's own tells versions
+
+
+async def _traced(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+    facts: tracing.Facts = {
+        "http.request.method": request.method,
+        "url.path": request.raw_path[:300],
+        "request_id": request_id,
+    }
+    with tracing.request_span("request", facts, request.headers):
+        structlog.contextvars.bind_contextvars(trace_id=tracing.trace_id())
+        response = await _answer(request, handler, request_id)
+        facts["http.response.status_code"] = response.status
+    return response
 
 
 async def _answer(request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:

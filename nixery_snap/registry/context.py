@@ -18,6 +18,14 @@ from nixery_snap.web.forwarded import asked_host
 from nixery_snap.web.located import IMMUTABLE
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What metrics tell of a manifest or index: `saved_bytes` are in no layer, but in store paths that it names."""
+
+    format: ImageFormat
+    saved_bytes: int = 0
+
+
 @dataclass(slots=True)
 class Registry:
     """`memory` keeps what is asked for often by the digest it is served under, bounded by its bytes."""
@@ -29,6 +37,7 @@ class Registry:
     memory: LRUCache[str, tuple[str, bytes]]
     index_formats: frozenset[ImageFormat] = frozenset()
     """Whose images are answered for all systems at once, where a name says no architecture."""
+    served: LRUCache[Digest, Served] = field(default_factory=lambda: LRUCache(4096))
     docker_digests: LRUCache[Digest, Digest] = field(default_factory=lambda: LRUCache(4096))
     uses: Uses = UNTRACKED
     lost_layers: LostLayers | None = None

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
 
+from nixery_snap import metrics
 from nixery_snap.access.guard import GRANT, client_of, without_hints
-from nixery_snap.errors import BlobNotFound, InvalidFormat, ManifestNotFound, PackagesUnavailable
+from nixery_snap.errors import (
+    BlobNotFound,
+    InvalidFormat,
+    ManifestNotFound,
+    PackagesUnavailable,
+    StillWorking,
+)
 from nixery_snap.imaging.pipeline import Image
 from nixery_snap.imaging.request import ImageFormat
 from nixery_snap.oci.digest import Digest
@@ -18,10 +26,11 @@ from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
 from nixery_snap.oci.media_types import OCI_INDEX, wants_docker
 from nixery_snap.oci.reference import check_name
 from nixery_snap.ports import UseKind, use
-from nixery_snap.registry.context import Registry, content_headers, etag, registry_of
+from nixery_snap.registry.context import Registry, Served, content_headers, etag, registry_of
 from nixery_snap.web.forwarded import asked_host
 from nixery_snap.web.hot_answers import HOT, USES, always
 from nixery_snap.web.ranges import not_modified
+from nixery_snap.web.request_metrics import FORMAT, SAVED_BYTES
 
 REVISION_HEADER: Final = "X-Nixery-Snap-Revision"
 
@@ -40,7 +49,7 @@ async def get_manifest(request: web.Request) -> web.Response:
     systems = registry.grammar.systems if several else (asked.system,)
     requests = [replace(asked, system=system) for system in systems]
     try:
-        images = await registry.pipeline.images(requests, registry.wait_seconds, client_of(request))
+        images = await _timed(registry.pipeline.images(requests, registry.wait_seconds, client_of(request)))
     except PackagesUnavailable as error:
         if grant := request.get(GRANT):
             raise without_hints(
@@ -48,6 +57,10 @@ async def get_manifest(request: web.Request) -> web.Response:
             ) from None
         raise
     image = images[0]
+    for made in images:
+        if made.digest not in registry.served:
+            saves = asked.format is ImageFormat.SNAPSHOTTER
+            registry.served[made.digest] = Served(asked.format, made.nar_bytes if saves else 0)
 
     async def found() -> web.Response:
         if len(systems) > 1:
@@ -57,6 +70,7 @@ async def get_manifest(request: web.Request) -> web.Response:
             digest = await _docker_digest(registry, image.digest)
         else:
             digest = image.digest
+        registry.served.setdefault(digest, Served(asked.format))
         return await _response(request, digest, *(use(UseKind.IMAGE, image.key) for image in images))
 
     try:
@@ -71,6 +85,20 @@ async def get_manifest(request: web.Request) -> web.Response:
         source, pin = registry.pipeline.source(asked), image.pin
         response[HOT] = lambda: source.current(reference) == pin
     return response
+
+
+async def _timed(images: Awaitable[list[Image]]) -> list[Image]:
+    """Count how long it took until they were there, and why."""
+    begun, outcome = time.perf_counter(), "failed"
+    try:
+        made = await images
+        outcome = max(image.outcome for image in made).name.lower()
+    except StillWorking:
+        outcome = "still-working"
+        raise
+    finally:
+        metrics.MANIFEST_SECONDS.labels(outcome).observe(time.perf_counter() - begun)
+    return made
 
 
 async def _index_digest(registry: Registry, images: Sequence[Image]) -> Digest:
@@ -130,4 +158,6 @@ async def _response(request: web.Request, digest: Digest, *more: str) -> web.Res
     else:
         response = web.Response(body=content, headers=headers)
     response[USES] = (used, *more)
+    if served := registry.served.get(digest):
+        response[FORMAT], response[SAVED_BYTES] = served.format, served.saved_bytes
     return response

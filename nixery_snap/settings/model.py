@@ -28,6 +28,7 @@ from nixery_snap.settings.sections import (
     SubstituterSettings,
     SubstitutionSettings,
     TlsSettings,
+    TracingSettings,
 )
 from nixery_snap.settings.source_options import useless_options
 from nixery_snap.settings.values import (
@@ -103,6 +104,7 @@ class Settings(Section):
     limits: LimitSettings = LimitSettings()
     metrics: MetricsSettings = MetricsSettings()
     retention: RetentionSettings = RetentionSettings()
+    tracing: TracingSettings = TracingSettings()
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:

@@ -11,6 +11,7 @@ from nixery_snap.object_store.sweep import Rules
 from nixery_snap.settings.values import (
     CacheUrl,
     HostName,
+    HttpUrl,
     IssuerUrl,
     ListenAddress,
     NamePart,
@@ -284,6 +285,14 @@ class LimitSettings(Section):
     """Bytes of manifests and small blobs kept in memory; as many again of records, and of finished answers."""
     shutdown_timeout: float = Field(default=60, ge=0)
     """Seconds that running work is given at shutdown; then whoever waits for it gets a 503 with `Retry-After`."""
+
+
+class TracingSettings(Section):
+    """Traces by OpenTelemetry."""
+
+    endpoint: HttpUrl | Literal[""] = ""
+    """An OTLP receiver over HTTP that traces are sent to, such as `http://collector:4318/v1/traces`; nowhere when
+    empty. Needs the extra `tracing`."""
 
 
 class MetricsSettings(Section):

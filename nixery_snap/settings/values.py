@@ -100,6 +100,14 @@ def _cache_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _http_url(text: str) -> str:
+    """An http or https URL."""
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise ValueError("it must be an http or https URL")  # not what it is instead: it may hold a password
+    return text
+
+
 def _public_key(text: str) -> str:
     """`NAME:BASE64`."""
     try:
@@ -133,5 +141,6 @@ ListenAddress = Annotated[str, AfterValidator(_listen)]
 NetworkText = Annotated[str, AfterValidator(_network)]
 IssuerUrl = Annotated[str, AfterValidator(_issuer)]
 HostName = Annotated[str, AfterValidator(_host)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 CacheUrl = Annotated[str, AfterValidator(_cache_url)]
 PublicKeyText = Annotated[str, AfterValidator(_public_key)]

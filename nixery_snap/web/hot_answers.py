@@ -22,12 +22,17 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
+from nixery_snap.web.request_metrics import HANDLER, MEMORY, Tally, body_bytes, saved_bytes, settle, tally_of
+
 MAX_HEAD_BYTES: Final = 2048
 MAX_BODY_BYTES: Final = 1024 * 1024
 _OVERHEAD_BYTES: Final = 512  # objects around an entry, roughly
 
-# Headers after which a request is more than its head, or the connection is not kept.
-_NOT_PLAIN: Final = (b"\ncontent-length", b"\ntransfer-encoding", b"\nupgrade", b"\nexpect", b"\nconnection")
+# Headers after which a request is more than its head, or the connection is not kept, or it comes only once.
+_NOT_PLAIN: Final = (
+    *(b"\ncontent-length", b"\ntransfer-encoding", b"\nupgrade", b"\nexpect", b"\nconnection"),
+    b"\ntraceparent",
+)
 _PLAIN_CONNECTION: Final = b"\nconnection: keep-alive\r\n"
 
 
@@ -58,7 +63,11 @@ class _Answer:
     date: bytes  # the one in it
     date_at: int
     valid: Callable[[], bool]
-    uses: tuple[str, ...] = ()
+    uses: tuple[str, ...]
+    tally: Tally
+    body_bytes: int
+    saved_bytes: int
+    given: int  # times not told to the tally yet: that would take a tenth of the time that the answer takes
     repeated: bool = False  # since its uses were taken
 
     @property
@@ -69,11 +78,16 @@ class _Answer:
         rest = memoryview(self.whole)[self.date_at + len(self.date) :]
         self.whole, self.date = b"".join((self.whole[: self.date_at], date, rest)), date
 
+    def settle(self) -> None:
+        if self.given:
+            self.tally.add(self.given, self.body_bytes, self.saved_bytes)
+            self.given = 0
 
-# Given the bytes of what may be a request, its answer before and after the date and what that is a use of, if it
-# holds for ever and can be made without waiting; None leaves it to aiohttp. Who makes one sees to it that the bytes
-# are one plain request, and that it is what aiohttp would answer.
-AtOnce = Callable[[bytes], tuple[bytes, bytes, tuple[str, ...]] | None]
+
+# Given the bytes of what may be a request, its answer before and after the date, what that is a use of, its body's
+# length and what counts it, if it holds for ever and can be made without waiting; None leaves it to aiohttp. Who makes
+# one sees to it that the bytes are one plain request, and that it is what aiohttp would answer.
+AtOnce = Callable[[bytes], tuple[bytes, bytes, tuple[str, ...], int, Tally] | None]
 
 
 def never(head: bytes) -> None:
@@ -98,7 +112,7 @@ class HotAnswers:
         self._at_once = at_once
         self._trusted = trusted
         self._uses: set[str] = set()  # of answers that are no longer remembered
-        self._size_bytes = 0
+        self.size_bytes = 0  # of all that is remembered
         self._max_bytes = max_bytes
         self._omit = omit | {"date"}
         self._date = b""
@@ -113,15 +127,17 @@ class HotAnswers:
             made = self._at_once(head) if len(head) <= MAX_HEAD_BYTES and self._trusted() else None
             if made is None:
                 return None
-            before_date, after_date, uses = made
+            before_date, after_date, uses, length, tally = made
             self._uses.update(uses)
-            return self._keep(head, before_date, after_date, always, uses)
+            answer = _Answer(b"", self._date, len(before_date), always, uses, tally, length, 0, 1)
+            return self._keep(head, answer, before_date, after_date)
         if not answer.valid():
             self._forget(head)
             return None
         if answer.date is not self._date:
             answer.renew(self._date)
         answer.repeated = True
+        answer.given += 1
         return answer.whole
 
     def forget(self) -> None:
@@ -155,34 +171,40 @@ class HotAnswers:
             or hdrs.TRANSFER_ENCODING in response.headers
         ):
             return
-        status = f"HTTP/1.1 {response.status} {response.reason}\r\nDate: "
+        before_date = f"HTTP/1.1 {response.status} {response.reason}\r\nDate: ".encode()
         rest = "".join(
             f"\r\n{name}: {value}"
             for name, value in response.headers.items()
             if name.lower() not in self._omit
         )
         self._forget(head)
-        self._keep(head, status.encode(), rest.encode() + b"\r\n\r\n" + body, valid, response.get(USES, ()))
+        uses, tally, saved = (
+            response.get(USES, ()),
+            tally_of(request, response, MEMORY),
+            saved_bytes(request, response),
+        )
+        answer = _Answer(b"", self._date, len(before_date), valid, uses, tally, len(body), saved, 0)
+        self._keep(head, answer, before_date, rest.encode() + b"\r\n\r\n" + body)
 
-    def _keep(
-        self,
-        head: bytes,
-        before_date: bytes,
-        after_date: bytes,
-        valid: Callable[[], bool],
-        uses: tuple[str, ...],
-    ) -> bytes:
+    def settle(self) -> None:
+        """Bring the metrics up to date."""
+        for answer in self._answers.values():
+            answer.settle()
+        settle()
+
+    def _keep(self, head: bytes, answer: _Answer, before_date: bytes, after_date: bytes) -> bytes:
         """The whole answer."""
-        whole = b"".join((before_date, self._date, after_date))
-        answer = self._answers[head] = _Answer(whole, self._date, len(before_date), valid, uses)
-        self._size_bytes += answer.size_bytes + len(head)
-        while self._size_bytes > self._max_bytes:
+        answer.whole = b"".join((before_date, answer.date, after_date))
+        self._answers[head] = answer
+        self.size_bytes += answer.size_bytes + len(head)
+        while self.size_bytes > self._max_bytes:
             self._forget(next(iter(self._answers)))
-        return whole
+        return answer.whole
 
     def _forget(self, head: bytes) -> None:
         if answer := self._answers.pop(head, None):
-            self._size_bytes -= answer.size_bytes + len(head)
+            answer.settle()
+            self.size_bytes -= answer.size_bytes + len(head)
             if answer.repeated:
                 self._uses.update(answer.uses)
 
@@ -238,6 +260,8 @@ class HotRequestHandler(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         resp, reset = await super().finish_response(request, resp, start_time)
+        sent = 0 if reset else body_bytes(request, resp)
+        tally_of(request, resp, HANDLER).add(1, sent, 0 if reset else saved_bytes(request, resp))
         head, self._head = self._head, None
         if head is not None and not reset and resp.keep_alive:
             self._answers.remember(head, request, resp)

@@ -19,6 +19,7 @@ from nixery_snap.web.hot_answers import (
     always,
     is_plain,
 )
+from nixery_snap.web.request_metrics import MEMORY, Tally, tally
 from tests.unit.web.servers import LOOPS, Server, request, serving
 
 Calls = Counter[str]
@@ -192,7 +193,7 @@ def test_the_same_question_on_two_connections(server: Server) -> None:
         assert one.receive().body == two.receive().body == b"/hot-slow "
         one.get("/hot")
     sizes = sum(found.size_bytes + len(head) for head, found in server.answers._answers.items())
-    assert server.answers._size_bytes == sizes
+    assert server.answers.size_bytes == sizes
 
 
 def test_closing_is_honoured(server: Server) -> None:
@@ -208,6 +209,14 @@ def test_closing_is_honoured(server: Server) -> None:
                 client.send(head)
                 assert client.receive().body == b"/hot "
                 assert client.closed()
+
+
+def test_what_belongs_to_a_trace_is_of_no_use_to_others(server: Server, app: web.Application) -> None:
+    with server.connect() as client:
+        for _ in range(3):
+            client.get("/hot", f"Traceparent: 00-{'a' * 32}-{'b' * 16}-01")
+    assert app[CALLS] == {"GET /hot": 3}
+    assert not server.answers._answers
 
 
 def test_keep_alive_in_words_is_plain(server: Server, app: web.Application) -> None:
@@ -249,9 +258,9 @@ def test_memory_is_bounded(loop: str, limit: int, app: web.Application) -> None:
         for number in range(100):
             for _ in range(2):
                 assert client.get(f"/hot{number}?size=700").body == b"x" * 700
-            assert server.answers._size_bytes <= limit
+            assert server.answers.size_bytes <= limit
         sizes = sum(found.size_bytes + len(head) for head, found in server.answers._answers.items())
-        assert server.answers._size_bytes == sizes
+        assert server.answers.size_bytes == sizes
     assert app[CALLS].total() == (100 if limit else 200)
     assert bool(server.answers._answers) is bool(limit)
 
@@ -285,11 +294,12 @@ def test_a_client_that_leaves_in_the_middle(server: Server) -> None:
         assert client.get("/hot").body == b"/hot "
 
 
-def made_at_once(head: bytes) -> tuple[bytes, bytes, tuple[str, ...]] | None:
+def made_at_once(head: bytes) -> tuple[bytes, bytes, tuple[str, ...], int, Tally] | None:
     """What `answer` would say of /made, before it is asked."""
     if head != MADE:
         return None
-    return b"HTTP/1.1 200 OK\r\nDate: ", b"\r\nContent-Length: 6\r\nX-Call: none\r\n\r\n/made ", ("made",)
+    rest = b"\r\nContent-Length: 6\r\nX-Call: none\r\n\r\n/made "
+    return b"HTTP/1.1 200 OK\r\nDate: ", rest, ("made",), 6, tally("made", "", 200, MEMORY)
 
 
 MADE = request("/made")
@@ -310,7 +320,7 @@ def test_what_can_be_made_at_once(loop: str, max_bytes: int, app: web.Applicatio
             client.send(MADE + MADE)  # two at once are not one plain request
             assert [client.receive().headers["x-call"] for _ in range(2)] == ["2", "3"]
         sizes = sum(found.size_bytes + len(head) for head, found in server.answers._answers.items())
-        assert server.answers._size_bytes == sizes <= max_bytes
+        assert server.answers.size_bytes == sizes <= max_bytes
         assert bool(sizes) is bool(max_bytes)
 
 
@@ -410,7 +420,7 @@ def test_uses_of_repeated_answers(app: web.Application) -> None:
     answers.find(MADE, 0.0)
     answers.forget()
     assert answers.take_uses() == {"made"}
-    assert (answers._answers, answers._size_bytes) == ({}, 0)
+    assert (answers._answers, answers.size_bytes) == ({}, 0)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
