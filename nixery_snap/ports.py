@@ -193,6 +193,16 @@ class Leases(Protocol):
         """Entering waits while another works at `key`, whose work may then be done. Raises StorageError."""
 
 
+class ImageNames(Protocol):
+    """The names under which images have been made. Raises StorageError."""
+
+    async def put(self, name: str, image: str) -> None:
+        """`image` is the key of the record of its newest image."""
+
+    async def all(self) -> Sequence[str]:
+        """In byte order."""
+
+
 # --- package sources --------------------------------------------------------------------------------
 
 

@@ -47,6 +47,7 @@ from nixery_snap.nix_stores.substituted_contents import SubstitutedContents
 from nixery_snap.nix_stores.substituters import Substituters
 from nixery_snap.object_store.blobs import Blobs
 from nixery_snap.object_store.cache_files import StoredCacheFiles
+from nixery_snap.object_store.image_names import StoredImageNames
 from nixery_snap.object_store.leases import StoredLeases
 from nixery_snap.object_store.pins import StoredPins
 from nixery_snap.object_store.records import StoredRecords
@@ -58,6 +59,7 @@ from nixery_snap.ports import (
     BinaryCache,
     BlobStore,
     Evaluator,
+    ImageNames,
     PackageSet,
     PathInfoSource,
     StoreContents,
@@ -87,6 +89,7 @@ class Compartment:
 
     pipeline: Pipeline
     blobs: BlobStore
+    names: ImageNames
     cache: BinaryCache
     path_infos: PathInfoSource
     publisher: CachePublisher
@@ -170,7 +173,7 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
 
         async def compartment(ground: Ground, names: Collection[str]) -> Compartment:
             blobs, records = ground.blobs, ground.records
-            files = StoredCacheFiles(ground.objects)
+            files, image_names = StoredCacheFiles(ground.objects), StoredImageNames(ground.objects)
             own = own_substituter(files, key)
             substituters = Substituters((own, *others.values()))
             path_infos: PathInfoSource = CombinedPathInfos(local, substituters) if has_nix else substituters
@@ -208,6 +211,7 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
                 records=records,
                 leases=StoredLeases(ground.objects, settings.object_store.lease),
                 uses=ground.uses,
+                names=image_names,
             )
             pipeline = Pipeline(
                 steps,
@@ -222,7 +226,7 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
             ground.uses.remembers(records.forget, own.forget, pipeline.forget)
             lost = LostLayers(layers, path_infos, records, clients, settings.limits.failure_ttl)
             return Compartment(
-                pipeline, blobs, cache, path_infos, publisher, ground.objects, ground.uses, lost
+                pipeline, blobs, image_names, cache, path_infos, publisher, ground.objects, ground.uses, lost
             )
 
         separate = frozenset() if on_node else settings.separate_sources

@@ -34,6 +34,7 @@ def make_site(settings: Settings, service: Service, entrance: Entrance | None) -
             settings.index_formats,
             uses=compartment.uses,
             lost_layers=compartment.lost_layers,
+            names=compartment.names if settings.catalogue else None,
         )
         for source, compartment in compartments.items()
     }

@@ -27,6 +27,7 @@ from nixery_snap.errors import (
     RealisationFailed,
     RealisationTimedOut,
     StillWorking,
+    StorageError,
     SubstituterError,
 )
 from nixery_snap.imaging.admission import CLIENT, BuildQueue, ClientLimit
@@ -49,6 +50,7 @@ from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import (
     BlobStore,
     Evaluator,
+    ImageNames,
     Leases,
     Package,
     PackageSource,
@@ -132,6 +134,7 @@ class Steps:
     records: Records
     leases: Leases
     uses: Uses
+    names: ImageNames
 
 
 class Pipeline:
@@ -161,6 +164,8 @@ class Pipeline:
         self._pins: Coalescer[Pin] = Coalescer()
         # Images whose blobs have been seen in the store by this process.
         self._whole: LRUCache[str, bool] = LRUCache(4096)
+        # Names whose newest image has been noted by this process.
+        self._named: LRUCache[tuple[str, str], bool] = LRUCache(4096)
         self._images: Coalescer[Image] = Coalescer(failure_ttl_seconds)
         self._recorded: Coalescer[Image | None] = Coalescer()
         self._resolutions: Coalescer[Resolution] = Coalescer()
@@ -228,13 +233,26 @@ class Pipeline:
     ) -> Image:
         key = self._key(request, pin)
         if image := await self._recorded.run(key, lambda: self._from_record(key, request, pin)):
+            await self._note_name(request, key)
             return image
         make = self._counted(self._images, key, client, lambda: self._made(key, request, pin, progress))
         try:
-            return await self._images.run(key, make, wait_seconds)
+            image = await self._images.run(key, make, wait_seconds)
         except StillWorking as error:
             state = self._states.get(key, "")
             raise StillWorking(error.waited_seconds, error.retry_after_seconds, state) from None
+        await self._note_name(request, key)
+        return image
+
+    async def _note_name(self, request: ImageRequest, key: str) -> None:
+        """After the record of its image: what is listed is there."""
+        if not request.name or (request.name, key) in self._named:
+            return
+        try:
+            await self._steps.names.put(request.name, key)
+            self._named[request.name, key] = True
+        except StorageError as error:  # what is there can be served from a disk that takes nothing more
+            log.warning("name-not-noted", name=request.name, reason=str(error))
 
     async def pin(self, name: str, tag: str, wait_seconds: float | None, client: str) -> Pin:
         """Of the source of that name. Raises as `image` does."""

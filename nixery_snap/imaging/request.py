@@ -38,6 +38,9 @@ class ImageRequest:
     tag: str
     source: str = DEFAULT_SOURCE
     any_system: bool = False
+    name: str = field(default="", compare=False)
+    """As it was written, in the order and without the repeats that make no other image; empty for one that means this
+    only on a certain host."""
 
     @property
     def architecture(self) -> str:
@@ -89,16 +92,18 @@ class NameGrammar:
         """
         parts = check_name(name).split("/")
         check_tag(tag)
-        image_format = self._default_format
+        written, image_format = list(parts), self._default_format
         if parts[0] in set(ImageFormat):
             image_format = ImageFormat(parts.pop(0))
         source = self._source(parts, host)
+        front, metas = written[: len(written) - len(parts)], set()
         system, shell = self.systems[0], False
         names: set[AttributePath] = set()
         implied: set[AttributePath] = set()
         architecture = ""
         while parts and (parts[0] in ARCHITECTURES or parts[0] in self._meta_packages):
             meta = parts.pop(0)
+            metas.add(meta)
             if meta in ARCHITECTURES:
                 if architecture not in {"", meta}:
                     raise InvalidName(name, f"it asks for both {architecture} and {meta}: name one of them")
@@ -129,6 +134,9 @@ class NameGrammar:
             tag,
             source,
             any_system=not architecture,
+            name="/".join((*front, *sorted(metas), *sorted(set(parts))))
+            if self.source_of(name) == source
+            else "",
         )
 
     def source_of(self, name: str, host: str = "") -> str:

@@ -14,6 +14,7 @@
         signing-key   `in-use` -> the public key that this store's narinfos are signed with
         roots         substituters, store paths and NAR hashes -> listings of those roots that are no directories
         root, tree    a substituter, a store path and its NAR hash -> what its NAR told: its root, all of it
+    names/<name of an image, its slashes as commas>  the key of the newest image record under it
     pins/<digest of source and tag>.json           what a moving tag meant when its source was last asked, and when
     nix-cache-info, <hash part>.narinfo, <hash part>.ls, nar/<file hash>.nar.<compression>, log/<derivation>
                                                    our own binary cache; a narinfo comes after its NAR
@@ -27,9 +28,9 @@
     separate/<source>/                             all of the above but pins and secrets once more, for a source that
                                                    the settings keep separate
 
-A record is written after everything that it names, and neither blobs nor records are ever changed; pins are. So any
-prefix of the writes of an interrupted process is a consistent store. Garbage collection (`sweep`) goes the other way:
-what names something is removed before it.
+A record is written after everything that it names, and neither blobs nor records are ever changed; pins and names
+are. So any prefix of the writes of an interrupted process is a consistent store. Garbage collection (`sweep`) goes the
+other way: what names something is removed before it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ FORMAT: Final = "format"
 SWEEP: Final = "sweep.json"
 USAGE: Final = "usage"
 USAGE_BEGIN: Final = "usage/begin"
+IMAGE_NAMES: Final = "names"
+_NAME_LENGTH: Final = 200
 
 
 def blob(digest: Digest) -> str:
@@ -53,6 +56,18 @@ def blob(digest: Digest) -> str:
 
 def record(kind: str, key: str) -> str:
     return f"records/{kind}/{key[:2]}/{key}.json"
+
+
+def image_name(name: str) -> str:
+    """Flat: as a path, `a` would be the folder of `a/b`. Names too long for a file go on in a folder of theirs."""
+    text = name.replace("/", ",")
+    more = f",/{text[_NAME_LENGTH:]}" if len(text) > _NAME_LENGTH else ""
+    return f"{IMAGE_NAMES}/{text[:_NAME_LENGTH]}{more}"
+
+
+def name_of(key: str) -> str:
+    """The image name of such a key."""
+    return key.removeprefix(f"{IMAGE_NAMES}/").replace(",/", "").replace(",", "/")
 
 
 def pin(source: str, tag: str) -> str:

@@ -14,11 +14,14 @@ from aiohttp.typedefs import Handler, Middleware
 from nixery_snap import tracing
 from nixery_snap.errors import NixerySnapError, ShuttingDown, StillWorking
 from nixery_snap.registry.blobs import get_blob
+from nixery_snap.registry.catalogue import get_catalogue
 from nixery_snap.registry.context import REGISTRY, SEPARATE, Registry
 from nixery_snap.registry.errors import error_response, oci_error
 from nixery_snap.registry.health import get_health, get_readiness, get_version
 from nixery_snap.registry.manifests import get_manifest
 from nixery_snap.registry.packages import get_packages
+from nixery_snap.registry.read_only import get_upload, refuse
+from nixery_snap.registry.referrers import get_referrers
 from nixery_snap.registry.tags import get_tags
 from nixery_snap.web.forwarded import NO_PROXIES, TrustedProxies, address_of, asked_host, asked_scheme
 from nixery_snap.web.hot_answers import BAD_REQUEST
@@ -82,7 +85,10 @@ def make_app(
     app.router.add_get("/v2{slash:/?}", get_version, name="version")
     app.router.add_get("/v2/{name:.+}/manifests/{reference:[^/]+}", get_manifest, name="manifest")
     app.router.add_get("/v2/{name:.+}/blobs/{digest:[^/]+}", get_blob, name="blob")
+    app.router.add_get("/v2/{name:.+}/blobs/uploads/{upload:[^/]*}", get_upload, name="upload")
+    app.router.add_get("/v2/{name:.+}/referrers/{digest:[^/]+}", get_referrers, name="referrers")
     app.router.add_get("/v2/{name:.+}/tags/list", get_tags, name="tags")
+    app.router.add_get("/v2/_catalog", get_catalogue, name="catalogue")
     app.router.add_get("/api/v1/packages", get_packages, name="packages")
     app.router.add_get("/healthz", get_health, name="health")
     app.router.add_get("/readyz", get_readiness, name="readiness")
@@ -133,17 +139,17 @@ async def _answer(request: web.Request, handler: Handler, request_id: str) -> we
     if "%" in path.replace("%3A", "").replace("%3a", ""):
         return oci_error("NAME_INVALID", 400, "names, tags and digests hold no escaped characters")
     try:
-        return await handler(request)
+        try:
+            return await handler(request)
+        except (web.HTTPMethodNotAllowed, web.HTTPNotFound):
+            if request.method not in {"GET", "HEAD"}:
+                return refuse(request)
+            return oci_error("NAME_UNKNOWN", 404, "there is nothing at this path; images are below /v2/")
     except NixerySnapError as error:
         response = error_response(error, request_id)
         if response.status >= 500 and not isinstance(error, StillWorking | ShuttingDown):
             log.error("request-failed", path=request.raw_path[:300], error=str(error), exc_info=True)
         return response
-    except (web.HTTPMethodNotAllowed, web.HTTPNotFound):
-        if request.method not in {"GET", "HEAD"}:
-            message = "this registry makes its images itself: it is read-only"
-            return oci_error("UNSUPPORTED", 405, message, None, {"Allow": "GET, HEAD"})
-        return oci_error("NAME_UNKNOWN", 404, "there is nothing at this path; images are below /v2/")
     except web.HTTPException:
         raise
     except ConnectionError:

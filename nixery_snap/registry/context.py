@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,10 +10,11 @@ from aiohttp import web
 from cachetools import LRUCache
 
 from nixery_snap.imaging.again import LostLayers
+from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.pipeline import Pipeline
 from nixery_snap.imaging.request import ImageFormat, NameGrammar
 from nixery_snap.oci.digest import Digest
-from nixery_snap.ports import UNTRACKED, BlobStore, Uses
+from nixery_snap.ports import UNTRACKED, BlobStore, ImageNames, Uses
 from nixery_snap.web.forwarded import asked_host
 from nixery_snap.web.located import IMMUTABLE
 
@@ -41,6 +42,9 @@ class Registry:
     docker_digests: LRUCache[Digest, Digest] = field(default_factory=lambda: LRUCache(4096))
     uses: Uses = UNTRACKED
     lost_layers: LostLayers | None = None
+    names: ImageNames | None = None
+    """What the catalogue lists; None for no catalogue."""
+    listings: Coalescer[Sequence[str]] = field(default_factory=Coalescer)
     draining: bool = field(default=False)
 
     def forget(self) -> None:

@@ -17,14 +17,16 @@ from nixery_snap.errors import (
     ManifestNotFound,
     PackagesUnavailable,
     StillWorking,
+    TagNotFound,
 )
 from nixery_snap.imaging.pipeline import Image
-from nixery_snap.imaging.request import ImageFormat
+from nixery_snap.imaging.request import ImageFormat, ImageRequest
+from nixery_snap.oci.accept import Accept
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.index import Index
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
-from nixery_snap.oci.media_types import OCI_INDEX, wants_docker
-from nixery_snap.oci.reference import check_name
+from nixery_snap.oci.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from nixery_snap.oci.reference import check_name, check_tag
 from nixery_snap.ports import UseKind, use
 from nixery_snap.registry.context import Registry, Served, content_headers, etag, registry_of
 from nixery_snap.web.forwarded import asked_host
@@ -43,9 +45,13 @@ async def get_manifest(request: web.Request) -> web.Response:
         response = await _response(request, Digest.parse(reference))
         response[HOT] = always
         return response
-    asked = registry.grammar.parse(name, reference, asked_host(request))
-    accept = ", ".join(request.headers.getall("Accept", []))
-    several = asked.any_system and asked.format in registry.index_formats and OCI_INDEX in accept
+    asked = _parse(registry, request, name, reference)
+    accept = Accept.parse(", ".join(request.headers.getall("Accept", [])))
+    # Docker's older manifests cannot carry annotations on layers, so a snapshotter image has none.
+    single = accept.best(
+        (OCI_MANIFEST, DOCKER_MANIFEST) if asked.format is ImageFormat.CLASSIC else (OCI_MANIFEST,)
+    )
+    several = asked.any_system and asked.format in registry.index_formats and _wants_index(accept, single)
     systems = registry.grammar.systems if several else (asked.system,)
     requests = [replace(asked, system=system) for system in systems]
     try:
@@ -65,8 +71,7 @@ async def get_manifest(request: web.Request) -> web.Response:
     async def found() -> web.Response:
         if len(systems) > 1:
             digest = await _index_digest(registry, images)
-        # Docker's older manifests cannot carry annotations on layers, so a snapshotter image has none.
-        elif asked.format is ImageFormat.CLASSIC and wants_docker(accept):
+        elif single == DOCKER_MANIFEST:
             digest = await _docker_digest(registry, image.digest)
         else:
             digest = image.digest
@@ -99,6 +104,21 @@ async def _timed(images: Awaitable[list[Image]]) -> list[Image]:
     finally:
         metrics.MANIFEST_SECONDS.labels(outcome).observe(time.perf_counter() - begun)
     return made
+
+
+def _parse(registry: Registry, request: web.Request, name: str, tag: str) -> ImageRequest:
+    """What no tag can be is one that is not there ("Pulling manifests"), not a bad name."""
+    try:
+        check_tag(tag)
+    except InvalidFormat as error:
+        check_name(name)
+        raise TagNotFound("", tag, error.reason) from None
+    return registry.grammar.parse(name, tag, asked_host(request))
+
+
+def _wants_index(accept: Accept, single: str) -> bool:
+    """Many who take anything can make nothing of an index."""
+    return accept.names(OCI_INDEX) and accept.quality(OCI_INDEX) >= accept.quality(single)
 
 
 async def _index_digest(registry: Registry, images: Sequence[Image]) -> Digest:

@@ -16,11 +16,13 @@ def registry_needs(*, asks: bool) -> Mapping[str, Need]:
     """`asks`: /v2/ asks everybody who it is. Docker logs in nowhere else, nor learns elsewhere how to."""
     version = _logged_in if asks else anything
     return {
-        "/v2": version,
-        "/v2/": version,
+        "/v2{slash}": version,
         "/v2/{name}/manifests/{reference}": _image,
         "/v2/{name}/blobs/{digest}": _image,
+        "/v2/{name}/blobs/uploads/{upload}": _image,
+        "/v2/{name}/referrers/{digest}": _image,
         "/v2/{name}/tags/list": _image,
+        "/v2/_catalog": anything,
         "/api/v1/packages": _search,
         "/healthz": everybody,
         "/readyz": everybody,
@@ -37,7 +39,7 @@ def _image(request: web.Request, grant: Grant) -> bool:
     """By digest, and for the list of tags, the name decides: the tag cannot be known."""
     name, reference = request.match_info["name"], request.match_info.get("reference", ":")
     tag = None if ":" in reference else reference
-    asked = request.app[REGISTRY].grammar.parse(name, tag or DEFAULT_TAG, asked_host(request))
+    asked = request.app[REGISTRY].grammar.parse(name, host=asked_host(request))
     return grant.image(name, asked.source, asked.names, tag)
 
 

@@ -79,6 +79,9 @@ class Settings(Section):
     """Which images are answered as an image index of all `systems`, where a name says no architecture and the client
     takes one: snapshotter images (they cost little), `all` (classic ones of every system are then made before the
     answer), or none."""
+    catalogue: bool = True
+    """Tell at `/v2/_catalog` under which names images were made, with their packages in sorted order; `false` when
+    clients must not see what others ask for."""
     workers: PositiveInt = 1
     """Processes that share the port; `nix.builds`, `nix.evaluators` and `limits` are for each of them."""
     log_format: Literal["json", "console"] = "json"

@@ -141,3 +141,18 @@ def test_too_many_packages() -> None:
 @pytest.mark.parametrize(("name", "any_system"), [("hello", True), ("amd64/hello", False)])
 def test_whether_an_architecture_is_named(name: str, any_system: bool) -> None:
     assert GRAMMAR.parse(name).any_system == any_system
+
+
+@pytest.mark.parametrize(
+    ("name", "normal"),
+    [
+        ("hello", "hello"),
+        ("classic/b/a/b", "classic/a/b"),
+        ("nix-snapshotter/internal/shell/arm64/shell/z/a", "nix-snapshotter/internal/arm64/shell/a/z"),
+    ],
+)
+def test_normal_form(name: str, normal: str) -> None:
+    grammar = NameGrammar(ImageFormat.CLASSIC, BOTH, META, SOURCES)
+    request = grammar.parse(name)
+    assert request.name == normal
+    assert grammar.parse(normal) == request

@@ -80,3 +80,9 @@ def test_what_is_not_http(client: Client) -> None:
     response = client.receive()
     assert response.status == 400
     assert json.loads(response.body)["errors"][0]["code"] == "NAME_INVALID"
+
+
+def test_without_a_catalogue(client: Client) -> None:
+    response = client.get("/v2/_catalog")
+    assert response.status == 404
+    assert json.loads(response.body)["errors"][0]["code"] == "UNSUPPORTED"
