@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 from functools import partial
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
@@ -16,10 +17,14 @@ from nixery_snap.registry.context import Registry, new_memory
 from nixery_snap.registry.packages import PACKAGE_SEARCH
 from nixery_snap.service import Service
 from nixery_snap.settings import CACHE_PREFIX, Settings
+from nixery_snap.settings.sections import LimitSettings
+from nixery_snap.web.connections import ConnectionLimits
 from nixery_snap.web.forwarded import TrustedProxies
 
 if TYPE_CHECKING:
     from nixery_snap.entrance import Entrance
+
+_FILE_DESCRIPTORS: Final = 65536
 
 
 def make_site(settings: Settings, service: Service, entrance: Entrance | None) -> web.Application:
@@ -64,6 +69,7 @@ def make_site(settings: Settings, service: Service, entrance: Entrance | None) -
         proxies=TrustedProxies([ip_network(text) for text in settings.trusted_proxies]),
         separate=registries,
         guard=entrance.guard if entrance else None,
+        limits=_connection_limits(settings.limits),
     )
     app[PACKAGE_SEARCH] = service.packages
     if entrance is not None:
@@ -73,3 +79,25 @@ def make_site(settings: Settings, service: Service, entrance: Entrance | None) -
 
 def _size(registry: Registry) -> float:
     return registry.memory.currsize
+
+
+def _connection_limits(limits: LimitSettings) -> ConnectionLimits:
+    return ConnectionLimits(
+        url_bytes=limits.url_bytes,
+        header_bytes=limits.header_bytes,
+        body_bytes=limits.body_bytes,
+        request_seconds=limits.request_timeout,
+        idle_seconds=limits.idle_timeout,
+        stall_seconds=limits.stall_timeout,
+        per_client=limits.client_connections,
+        requests=limits.connection_requests,
+        total=_file_descriptors() // 3,  # a download takes three: itself, its file, a duplicate of itself
+    )
+
+
+def _file_descriptors() -> int:
+    """How many this process may have, after it has taken what it may: 1,024 are the default on many systems."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, min(hard, _FILE_DESCRIPTORS))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted

@@ -23,8 +23,8 @@ from nixery_snap.registry.packages import get_packages
 from nixery_snap.registry.read_only import get_upload, refuse
 from nixery_snap.registry.referrers import get_referrers
 from nixery_snap.registry.tags import get_tags
+from nixery_snap.web.connections import BAD_REQUEST, DEFAULT_LIMITS, LIMITS, ConnectionLimits
 from nixery_snap.web.forwarded import NO_PROXIES, TrustedProxies, address_of, asked_host, asked_scheme
-from nixery_snap.web.hot_answers import BAD_REQUEST
 from nixery_snap.web.request_log import EXPECTED, REQUEST_ID, REQUEST_ID_KEY, server_failed
 from nixery_snap.web.request_metrics import InFlight, body_bytes
 
@@ -40,6 +40,7 @@ def make_app(
     proxies: TrustedProxies = NO_PROXIES,
     guard: Middleware | None = None,
     separate: Mapping[str, Registry] = {},
+    limits: ConnectionLimits = DEFAULT_LIMITS,
 ) -> web.Application:
     """`access_log` logs every request; without it only those that fail.
 
@@ -57,7 +58,12 @@ def make_app(
         proxies.look(request)
         InFlight.count += 1
         try:
-            if tracing.is_on():
+            if (request.content_length or 0) > limits.body_bytes:
+                response: web.StreamResponse = _bad_request(
+                    413, f"a request's body may have {limits.body_bytes} bytes"
+                )
+                response.force_close()
+            elif tracing.is_on():
                 response = await _traced(request, handler, request_id)
             else:
                 response = await _answer(request, handler, request_id)
@@ -76,7 +82,10 @@ def make_app(
             )
         return response
 
-    app = web.Application(middlewares=[every_request, *([guard] if guard else [])])
+    app = web.Application(
+        middlewares=[every_request, *([guard] if guard else [])], client_max_size=limits.body_bytes
+    )
+    app[LIMITS] = limits
     app[REGISTRY] = registry
     app[SEPARATE] = separate
     app[BAD_REQUEST] = _bad_request
@@ -100,7 +109,8 @@ def make_app(
 
 
 def _bad_request(status: int, message: str) -> web.Response:
-    return oci_error("NAME_INVALID", status, message)
+    code = {413: "SIZE_INVALID", 429: "TOOMANYREQUESTS"}.get(status, "NAME_INVALID")
+    return oci_error(code, status, message)
 
 
 async def _get_front_page(render: Callable[[str, str], str], request: web.Request) -> web.Response:

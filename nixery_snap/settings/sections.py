@@ -283,6 +283,23 @@ class LimitSettings(Section):
     """Seconds for which a failure is answered again without another attempt."""
     memory_cache: int = Field(default=64 * 1024 * 1024, ge=0)
     """Bytes of manifests and small blobs kept in memory; as many again of records, and of finished answers."""
+    url_bytes: PositiveInt = 8190
+    """Bytes of a request's URL, else 414."""
+    header_bytes: int = Field(default=32 * 1024, ge=1024, le=256 * 1024)
+    """Bytes of a request's whole head, else 431; there may be 128 lines."""
+    body_bytes: int = Field(default=64 * 1024, ge=0)
+    """Bytes of a request's body, else 413."""
+    request_timeout: float = Field(default=10, gt=0)
+    """Seconds in which a request's head must come once its first byte has, else 408; and again its body."""
+    idle_timeout: float = Field(default=300, gt=0)
+    """Seconds after which a connection is closed on which nothing is asked; more than a reverse proxy keeps its own."""
+    stall_timeout: float = Field(default=60, gt=0)
+    """Seconds after which a client is cut off that reads nothing of its answer."""
+    client_connections: PositiveInt = 4096
+    """Connections of one client address (of IPv6, one /64 network) at a time, else 429; for each worker. All clients
+    together have a third of the open files that the system allows."""
+    connection_requests: PositiveInt = 100_000
+    """Requests on one connection, which is closed after them."""
     shutdown_timeout: float = Field(default=60, ge=0)
     """Seconds that running work is given at shutdown; then whoever waits for it gets a 503 with `Retry-After`."""
 

@@ -17,11 +17,12 @@ from typing import Final
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from nixery_snap.web.connections import limits_of, reset, unacknowledged
+
 PIECE_BYTES: Final = (
     1024 * 1024
 )  # looked up, read ahead and sent at a time; others on the loop wait that long
 _PROBE_STRIDE_BYTES: Final = 128 * 1024  # what Linux reads ahead at a time unless told otherwise
-STALL_SECONDS: Final = 60.0
 
 
 class FileRangeResponse(web.StreamResponse):
@@ -63,9 +64,9 @@ class FileRangeResponse(web.StreamResponse):
         await _flush(transport, writer)
         try:
             with _duplicate(sock.fileno()) as out:
-                await send_file(out, file, self._first, self._range_length)
+                await send_file(out, file, self._first, self._range_length, limits_of(request).stall_seconds)
         except BaseException:
-            transport.abort()  # the head promised more bytes: nothing else can follow on this connection
+            reset(transport)  # the head promised more bytes: nothing else can follow on this connection
             raise
 
     async def _copy_body(self, writer: AbstractStreamWriter, file: int) -> None:
@@ -78,7 +79,7 @@ class FileRangeResponse(web.StreamResponse):
             position += len(chunk)
 
 
-async def send_file(out: int, file: int, start: int, length: int) -> None:
+async def send_file(out: int, file: int, start: int, length: int, stall_seconds: float) -> None:
     """From a file to a non-blocking socket. `out` must not be known to the loop (a transport's is)."""
     position, end = start, start + length
     while position < end:
@@ -89,7 +90,7 @@ async def send_file(out: int, file: int, start: int, length: int) -> None:
             try:
                 sent = os.sendfile(out, file, position, piece_end - position)
             except BlockingIOError:
-                await _writable(out)
+                await _writable(out, stall_seconds)
                 continue
             if sent == 0:
                 raise ConnectionResetError("the file is shorter than it was")
@@ -126,21 +127,26 @@ async def _flush(transport: asyncio.WriteTransport, writer: AbstractStreamWriter
         transport.set_write_buffer_limits(high=high, low=low)
 
 
-async def _writable(out: int) -> None:
+async def _writable(out: int, stall_seconds: float) -> None:
+    """The socket has room again only after much was read: a slow client is told from one that reads nothing."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
+    timer: asyncio.TimerHandle
+
+    def look(left: int) -> None:
+        nonlocal timer
+        if (now_left := unacknowledged(out)) != left:
+            timer = loop.call_later(stall_seconds, look, now_left)
+        elif not ready.done():
+            ready.set_exception(ConnectionResetError("the client has stopped reading"))
+
+    timer = loop.call_later(stall_seconds, look, -1)
     loop.add_writer(out, _wake, ready)
-    timer = loop.call_later(STALL_SECONDS, _stalled, ready)
     try:
         await ready
     finally:
         timer.cancel()
         loop.remove_writer(out)
-
-
-def _stalled(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_exception(ConnectionResetError("the client has stopped reading"))
 
 
 def _wake(ready: asyncio.Future[None]) -> None:

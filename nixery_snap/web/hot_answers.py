@@ -22,6 +22,14 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
+from nixery_snap.web.connections import (
+    BAD_REQUEST,
+    DEFAULT_LIMITS,
+    LIMITS,
+    Connections,
+    LimitedRequestHandler,
+    plain_text,
+)
 from nixery_snap.web.request_metrics import HANDLER, MEMORY, Tally, body_bytes, saved_bytes, settle, tally_of
 
 MAX_HEAD_BYTES: Final = 2048
@@ -47,14 +55,6 @@ HOT: Final[web.ResponseKey[Callable[[], bool]]] = web.ResponseKey("hot")
 
 # … and with the uses (ports.use) that each repetition is one of.
 USES: Final[web.ResponseKey[tuple[str, ...]]] = web.ResponseKey("uses")
-
-# What an application answers, given a status and a message, to what never becomes a request that it could see.
-BadRequest = Callable[[int, str], web.Response]
-BAD_REQUEST: Final[web.AppKey[BadRequest]] = web.AppKey("bad_request")
-
-
-def _plain_text(status: int, message: str) -> web.Response:
-    return web.Response(status=status, text=f"{message}\n")
 
 
 @dataclass(slots=True)
@@ -216,23 +216,23 @@ class HotAnswers:
         self._date_until = now + 1 - wall % 1
 
 
-class HotRequestHandler(web.RequestHandler):
-    """aiohttp's protocol with a short way in front of it."""
+class HotRequestHandler(LimitedRequestHandler):
+    """aiohttp's protocol, within limits, with a short way in front of it."""
 
-    __slots__ = ("_answers", "_bad_request", "_head", "_ready", "_refresh_at")
+    __slots__ = ("_answers", "_head", "_max_requests", "_ready", "_refresh_at")
 
     def __init__(
         self,
         manager: web.Server,
         answers: HotAnswers,
-        bad_request: BadRequest,
+        connections: Connections,
         *,
         loop: asyncio.AbstractEventLoop,
         **options: Any,
     ) -> None:
-        super().__init__(manager, loop=loop, **options)
+        super().__init__(manager, connections, loop=loop, **options)
         self._answers = answers
-        self._bad_request = bad_request
+        self._max_requests = connections.limits.requests
         # Nothing is in flight, and there were only whole, plain requests so far: one that is not makes this
         # false for the rest of the connection.
         self._ready = False
@@ -247,8 +247,14 @@ class HotRequestHandler(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._ready and self.transport is not None and not self.writing_paused:
             now = self._loop.time()
-            # Now and then a request goes the long way: aiohttp counts a connection's idle time from there.
-            if now < self._refresh_at and (answer := self._answers.find(data, now)) is not None:
+            # Now and then a request goes the long way: aiohttp counts a connection's idle time from there. So does the
+            # last one of a connection, which says so.
+            if (
+                now < self._refresh_at
+                and self._request_count + 1 < self._max_requests
+                and (answer := self._answers.find(data, now)) is not None
+            ):
+                self._request_count += 1
                 self.transport.write(answer)
                 return
         if data:  # aiohttp itself calls with nothing, to have its buffers looked at again
@@ -268,22 +274,6 @@ class HotRequestHandler(web.RequestHandler):
             self._refresh_at = self._loop.time() + self.keepalive_timeout / 2
             self._ready = True
         return resp, reset
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """What is not HTTP, or has endless lines, is answered as any other bad request and logged nowhere."""
-        if status >= 500 or request.writer.output_size > 0:
-            return super().handle_error(request, status, exc, message)
-        response = self._bad_request(
-            status, "this is not a valid HTTP request, or one of its lines is too long"
-        )
-        response.force_close()
-        return response
 
     def close(self) -> None:
         self._ready = False
@@ -318,9 +308,11 @@ async def serve_hot(
     manager = runner.server
     if manager is None:
         raise RuntimeError("the runner is not set up")
-    bad_request = runner.app.get(BAD_REQUEST, _plain_text)
+    app = runner.app
+    connections = Connections(app.get(LIMITS, DEFAULT_LIMITS), app.get(BAD_REQUEST, plain_text))
+    connections.watch(loop)
 
     def protocol() -> HotRequestHandler:
-        return HotRequestHandler(manager, answers, bad_request, loop=loop, **options)
+        return HotRequestHandler(manager, answers, connections, loop=loop, **options)
 
     return [await loop.create_server(protocol, sock=sock, backlog=backlog, ssl=ssl) for sock in sockets]

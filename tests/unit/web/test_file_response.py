@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from nixery_snap.web import file_response
+from nixery_snap.web.connections import LIMITS, ConnectionLimits
 from nixery_snap.web.file_response import FileRangeResponse, is_cached
 from nixery_snap.web.hot_answers import HotAnswers
 from tests.unit.web.servers import LOOPS, Server, request, serving
@@ -41,6 +41,7 @@ def server(request: pytest.FixtureRequest, file: Path) -> Iterator[Server]:
         return web.Response(text="small")
 
     app = web.Application()
+    app[LIMITS] = ConnectionLimits(stall_seconds=0.5)
     app.router.add_get("/file", get)
     app.router.add_get("/small", small)
     with serving(request.param, app, HotAnswers()) as running:
@@ -157,8 +158,7 @@ def test_clients_that_leave(server: Server) -> None:
         assert other.get("/small").body == b"small"
 
 
-def test_a_client_that_stops_reading_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_response, "STALL_SECONDS", 0.2)
+def test_a_client_that_stops_reading_is_given_up(server: Server) -> None:
     with server.connect() as other:
         other.get("/small")
         before = handles()

@@ -278,11 +278,15 @@ def test_a_client_that_does_not_read(server: Server, app: web.Application) -> No
 
 
 def test_nonsense_is_a_bad_request(server: Server) -> None:
-    for nonsense in (b"\0\1\2\r\n\r\n", b"GET /hot HTTP/x\r\n\r\n", b"A" * 100_000):
+    for nonsense, status in (
+        (b"\0\1\2\r\n\r\n", 400),
+        (b"GET /hot HTTP/x\r\n\r\n", 400),
+        (b"A" * 100_000, 431),
+    ):
         with server.connect() as client:
             client.get("/hot")
             client.send(nonsense)
-            assert client.receive().status == 400
+            assert client.receive().status == status
 
 
 def test_a_client_that_leaves_in_the_middle(server: Server) -> None:

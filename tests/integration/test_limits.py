@@ -1,0 +1,195 @@
+"""A server that many hold on to: slow ones, idle ones, greedy ones. The others are served, in bounded memory."""
+
+import contextlib
+import hashlib
+import selectors
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.nixtools import ChrootStore
+from tests.integration.server import OCI_MANIFEST, Registry, digest_of, serving
+
+NAME = "shell/hello"
+MIB = 1024 * 1024
+IDLE = 2000
+DOWNLOADS = 1000
+LIMITS = """
+[limits]
+request_timeout = 2
+client_connections = 2500
+connection_requests = 50
+header_bytes = 4096
+url_bytes = 1000
+body_bytes = 2000
+stall_timeout = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def registry(scratch: Path, prepared_store: ChrootStore) -> Iterator[Registry]:
+    with serving(Registry(scratch / "limits", prepared_store.root, config=LIMITS)) as running:
+        running.pull(NAME)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def big_blob(registry: Registry) -> tuple[str, bytes]:
+    layer = max(registry.manifest("bigblob").json()["layers"], key=lambda layer: int(layer["size"]))
+    path = f"/v2/bigblob/blobs/{layer['digest']}"
+    return path, registry.get(path).body
+
+
+def connect(registry: Registry, receive_buffer_bytes: int = 0) -> socket.socket:
+    sock = socket.socket()
+    if receive_buffer_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+    sock.settimeout(30)
+    sock.connect(("127.0.0.1", registry.port))
+    return sock
+
+
+def head(target: str, *lines: str, method: str = "GET") -> bytes:
+    return "\r\n".join(
+        [f"{method} {target} HTTP/1.1", "Host: x", f"Accept: {OCI_MANIFEST}", *lines, "", ""]
+    ).encode()
+
+
+def resident_bytes(registry: Registry) -> int:
+    assert registry.daemon is not None
+    status = Path(f"/proc/{registry.daemon.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def status_of(registry: Registry, sent: bytes) -> int:
+    """Of the answer to this, after which the connection must end."""
+    with connect(registry) as sock:
+        sock.sendall(sent)
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):  # what it would not read makes it a reset
+            while piece := sock.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1."), answer
+        assert b'{"errors":[{"code":"' in answer
+        return int(answer.split()[1])
+
+
+def test_requests_that_are_too_long(registry: Registry) -> None:
+    assert status_of(registry, head("/v2/" + "a" * 1500)) == 414
+    assert status_of(registry, head("/v2/", *[f"X-{n}: {'y' * 80}" for n in range(60)])) == 431
+    assert status_of(registry, head("/v2/", f"Authorization: Bearer {'y' * 5000}")) == 431
+    assert (
+        status_of(registry, head("/v2/x/blobs/uploads/", "Content-Length: 9999999999", method="POST")) == 413
+    )
+
+
+def test_slow_requests(registry: Registry) -> None:
+    """Two hundred clients that send a byte now and then are cut off together; others notice nothing."""
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connect(registry)) for _ in range(200)]
+        begun = time.monotonic()
+        for sock in slow:
+            sock.sendall(b"GET /v2/ HTTP/1.1\r\nHost: ")
+        while time.monotonic() - begun < 1.5:
+            for sock in slow:
+                sock.sendall(b"x")
+            assert registry.manifest(NAME).status == 200
+            time.sleep(0.2)
+        for sock in slow:
+            answer = sock.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 408 "), answer
+            assert sock.recv(1) == b""
+        assert 2 < time.monotonic() - begun < 15
+
+
+def test_idle_connections(registry: Registry) -> None:
+    """Half of them have asked for something before. Each costs little."""
+    before = resident_bytes(registry)
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connect(registry)) for _ in range(IDLE)]
+        for sock in idle[::2]:
+            sock.sendall(head("/v2/"))
+        for sock in idle[::2]:
+            assert sock.recv(1000).startswith(b"HTTP/1.1 200 ")
+        assert registry.pull(NAME).layers
+        assert (resident_bytes(registry) - before) / IDLE < 32 * 1024
+        for sock in idle:
+            sock.sendall(head("/healthz"))
+        assert all(sock.recv(1000).startswith(b"HTTP/1.1 200 ") for sock in idle)
+
+
+def test_more_connections_than_one_client_may_have(registry: Registry) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(2500):
+            stack.enter_context(connect(registry))
+        with connect(registry) as more:
+            assert more.recv(100).startswith(b"HTTP/1.1 429 ")
+    deadline = time.monotonic() + 20
+    while registry.get("/v2/").status != 200:  # until it has seen them leave
+        assert time.monotonic() < deadline
+
+
+def test_requests_on_one_connection(registry: Registry) -> None:
+    """Remembered answers count too."""
+    with connect(registry) as sock:
+        heads = b""
+        for _ in range(50):
+            sock.sendall(head(f"/v2/{NAME}/manifests/latest", method="HEAD"))
+            heads += sock.recv(4096)
+        assert heads.count(b"HTTP/1.1 200 OK\r\n") == 50
+        assert heads.count(b"\r\nConnection: close\r\n") == 1
+        assert sock.recv(1) == b""
+
+
+def test_clients_that_read_slowly_or_not_at_all(registry: Registry, big_blob: tuple[str, bytes]) -> None:
+    """What they do not take stays in the page cache; who takes nothing for long is cut off."""
+    before = resident_bytes(registry)
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(connect(registry, 4096)) for _ in range(40)]
+        for sock in readers:
+            sock.sendall(head(big_blob[0], "Connection: close"))
+        slow, taken = readers[0], bytearray()
+        for _ in range(25):
+            taken += slow.recv(4096)
+            assert resident_bytes(registry) - before < 16 * MIB
+            time.sleep(0.2)
+        for sock in readers[1:]:
+            with pytest.raises(ConnectionResetError):
+                _ = [0 for _ in iter(lambda sock=sock: sock.recv(MIB), b"")]
+        while piece := slow.recv(MIB):
+            taken += piece
+        assert taken.endswith(b"\r\n\r\n" + big_blob[1])
+
+
+def test_many_downloads_at_once(registry: Registry, big_blob: tuple[str, bytes]) -> None:
+    """All have begun before one goes on."""
+    before = resident_bytes(registry)
+    path, content = big_blob
+    wanted = hashlib.sha256(content[:MIB]).digest()
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        got: dict[socket.socket, bytearray] = {}
+        for _ in range(DOWNLOADS):
+            sock = stack.enter_context(connect(registry, 65536))
+            sock.sendall(head(path, f"Range: bytes=0-{MIB - 1}"))
+            got[sock] = bytearray()
+        for sock in got:
+            got[sock] += sock.recv(1)
+        peak = resident_bytes(registry)
+        assert registry.manifest(NAME).status == 200
+        for sock in got:
+            selector.register(sock, selectors.EVENT_READ)
+        while selector.get_map():
+            for key, _ in selector.select(30):
+                sock = key.fileobj
+                assert isinstance(sock, socket.socket)
+                answer = got[sock]
+                answer += sock.recv(256 * 1024)
+                if len(answer) > MIB and len(answer) - answer.index(b"\r\n\r\n") - 4 == MIB:
+                    assert hashlib.sha256(memoryview(answer)[-MIB:]).digest() == wanted
+                    selector.unregister(sock)
+                    answer.clear()
+        assert max(peak, resident_bytes(registry)) - before < 64 * MIB
+    assert digest_of(registry.get(path).body) == path.rpartition("/")[2]

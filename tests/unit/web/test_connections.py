@@ -1,0 +1,199 @@
+"""The limits of connections, on a server whose clocks run short. tests/integration/test_limits.py has a real one."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+from aiohttp import web
+
+from nixery_snap.web.connections import LIMITS, ConnectionLimits, client_of
+from nixery_snap.web.hot_answers import HOT, HotAnswers, always
+from tests.unit.web.servers import Client, Server, request, serving
+
+SMALL = ConnectionLimits(
+    url_bytes=500,
+    header_bytes=2000,
+    body_bytes=1000,
+    request_seconds=0.3,
+    idle_seconds=2,
+    stall_seconds=0.3,
+    per_client=5,
+    requests=10,
+)
+
+
+async def answer(asked: web.Request) -> web.Response:
+    if asked.path == "/body":
+        return web.Response(text=str(len(await asked.read())))
+    if asked.path == "/slow":
+        await asyncio.sleep(1)
+    response = web.Response(body=b"x" * int(asked.query.get("size", 1)))
+    response[HOT] = always
+    return response
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    app = web.Application(client_max_size=SMALL.body_bytes)
+    app[LIMITS] = SMALL
+    app.router.add_route("*", "/{tail:.*}", answer)
+    with serving("uvloop", app, HotAnswers()) as running:
+        yield running
+
+
+def ended(client: Client) -> bool:
+    """Whether the server closes the connection before long, by a reset or with no more to say."""
+    try:
+        while client.sock.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def refused(server: Server, *pieces: bytes) -> int:
+    """The status with which the server answers this and closes."""
+    with server.connect() as client:
+        client.send(*pieces)
+        response = client.receive()
+        assert client.closed()
+    return response.status
+
+
+def test_long_urls(server: Server) -> None:
+    with server.connect() as client:
+        assert client.get("/" + "a" * 480).status == 200
+    assert refused(server, request("/" + "a" * 600)) == 414
+
+
+def test_long_heads(server: Server) -> None:
+    lines = [f"X-{number}: {'y' * 90}" for number in range(25)]
+    with server.connect() as client:
+        assert client.get("/", *lines[:17]).status == 200
+        assert client.get("/", f"X: {'y' * 1500}").status == 200
+    whole = request("/", *lines)
+    assert refused(server, whole) == 431
+    assert refused(server, request("/", f"X: {'y' * 2100}")) == 431
+    with server.connect() as client:
+        with contextlib.suppress(ConnectionError):  # it is closed before all is sent
+            for start in range(0, len(whole), 50):
+                client.send(whole[start : start + 50])
+                time.sleep(0.001)
+        assert b" 431 " in client.sock.recv(100)
+
+
+def test_a_head_in_pieces_within_the_limits(server: Server) -> None:
+    with server.connect() as client:
+        for _ in range(3):
+            head = request("/", f"X: {'y' * 1500}")
+            for start in range(0, len(head), 400):
+                client.send(head[start : start + 400])
+                time.sleep(0.001)
+            assert client.receive().status == 200
+
+
+def test_a_body_that_is_too_long(server: Server) -> None:
+    with server.connect() as client:
+        client.send(request("/body", "Content-Length: 1000", method="POST"), b"x" * 1000)
+        assert client.receive().body == b"1000"
+        client.send(request("/body", "Transfer-Encoding: chunked", method="POST"))
+        client.send(*[b"64\r\n" + b"x" * 100 + b"\r\n"] * 11, b"0\r\n\r\n")
+        assert client.receive().status == 413
+
+
+def test_heads_and_bodies_that_never_end(server: Server) -> None:
+    """A byte now and then does not help."""
+    with server.connect() as client:
+        client.send(request("/"))
+        client.receive()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(100):
+                client.send(b"G" if _ == 0 else b"ET"[_ % 2 : _ % 2 + 1])
+                time.sleep(0.05)
+        assert ended(client)
+    assert refused(server, b"GET / HT") == 408
+    for method in ("GET", "POST"):
+        with server.connect() as client:
+            client.send(request("/body", "Content-Length: 900", method=method), b"x")
+            assert ended(client)
+
+
+def test_a_request_behind_a_slow_one_has_time(server: Server) -> None:
+    head = request("/")
+    with server.connect() as client:
+        client.send(request("/slow"))
+        time.sleep(0.1)
+        client.send(head[:10])
+        assert client.receive().status == 200
+        client.send(head[10:])
+        assert client.receive().status == 200
+
+
+def test_idle_connections_are_closed(server: Server) -> None:
+    with server.connect() as new, server.connect() as used:
+        used.get("/")
+        assert ended(new)
+        assert ended(used)
+
+
+def test_clients_that_read_nothing(server: Server) -> None:
+    """Neither of an answer that is made now, nor of one that is remembered."""
+    with server.connect() as client:
+        client.get("/?size=1000000")
+    for path, times in (("/?size=8000000", 1), ("/?size=1000000", 10)):
+        with server.connect(receive_buffer_bytes=4096) as client:
+            client.send(*[request(path)] * times)
+            time.sleep(2.1)
+            with pytest.raises(ConnectionError):
+                _ = [client.receive() for _ in range(times)]
+
+
+def test_clients_that_read_slowly_are_served(server: Server) -> None:
+    with server.connect(receive_buffer_bytes=4096) as client:
+        client.send(request("/?size=6000000"))
+        for _ in range(20):
+            client.rest += client.sock.recv(4096)
+            time.sleep(0.1)
+        assert len(client.receive().body) == 6_000_000
+
+
+def test_connections_of_one_client(server: Server) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(5)]
+        assert [client.get("/").status for client in clients] == [200] * 5
+        for _ in range(2):
+            with server.connect() as more:
+                assert more.receive().status == 429
+                assert more.closed()
+        clients[0].sock.close()
+        time.sleep(0.1)
+        with server.connect() as again:
+            assert again.get("/").status == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/body"], ids=["remembered", "not remembered"])
+def test_requests_on_one_connection(server: Server, path: str) -> None:
+    """The last answer says that it is the last."""
+    with server.connect() as client:
+        answers = [client.get(path, "X: 1") for _ in range(10)]
+        assert [answer.headers.get("connection") for answer in answers] == [None] * 9 + ["close"]
+        assert client.closed()
+
+
+@pytest.mark.parametrize(
+    ("peer", "client"),
+    [
+        (("192.0.2.1", 80), "192.0.2.1"),
+        (("2001:db8::1", 80, 0, 0), "2001:db8::/64"),
+        (("2001:db8:1:2:3::5", 80, 0, 0), "2001:db8:1:2::/64"),
+        (("::1", 80, 0, 0), "::/64"),
+        (("fe80::1%eth0", 80, 0, 2), "fe80::/64"),
+        (("::ffff:192.0.2.1", 80, 0, 0), "::ffff:192.0.2.1"),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_who_a_client_is(peer: object, client: str) -> None:
+    assert client_of(asyncio.BaseTransport({"peername": peer})) == client
