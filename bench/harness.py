@@ -114,11 +114,14 @@ class Server:
     store: Path
     format: str = "classic"
     workers: int = 1
+    compression: str = "gzip"
+    storage: Path | None = None
+    """Below `state` when absent."""
     port: int = field(default_factory=free_port)
 
     @property
     def options(self) -> list[str]:
-        storage = f"file://{self.state / 'storage'}"
+        storage = f"file://{self.storage or self.state / 'storage'}"
         return ["--source", f"path:{self.source}", "--storage", storage, "--store", str(self.store)]
 
     @property
@@ -127,7 +130,7 @@ class Server:
 
     @property
     def env(self) -> dict[str, str]:
-        return environment(self.state / "home")
+        return environment(self.state / "home") | {"NIXERY_SNAP_COMPRESSION": self.compression}
 
     @contextmanager
     def run(self) -> Iterator[int]:

@@ -120,14 +120,19 @@ def main() -> None:
     with work_directory() as work:
         packages, size, files = package_set(work, arguments.mib, arguments.parts, not arguments.skip_memory)
         server = Server(work / "server", packages, work / "store")
-        images = {"one store path": "tree", f"{arguments.parts} store paths": "parts"}
-        for image in images.values():
+        images = {
+            f"{title}, {compression}": (image, compression)
+            for title, image in (("one store path", "tree"), (f"{arguments.parts} store paths", "parts"))
+            for compression in ("gzip", "zstd")
+        }
+        for image, _ in images.values():
             pack(server, image)  # lets Nix build everything
         reference: list[float] = []
         packed: dict[str, list[tuple[float, int, float]]] = {title: [] for title in images}
         for number in range(arguments.rounds):
             reference.append(tar_gzip(work / "tree", work / "reference.gz"))
-            for title, image in images.items():
+            for title, (image, compression) in images.items():
+                server.compression = compression
                 packed[title].append(pack(server, image))
             print(f"round {number + 1} of {arguments.rounds} done", file=sys.stderr)
         base, base_size = median(reference), (work / "reference.gz").stat().st_size
@@ -144,6 +149,7 @@ def main() -> None:
         table(title, header, rows)
 
         if not arguments.skip_memory:
+            server.compression = "gzip"
             pack(server, "huge")
             seconds, _, peak = pack(server, "huge")
             goal = f"{peak:.0f} (goal {GOAL_MEMORY_MIB}, {verdict(peak < GOAL_MEMORY_MIB)})"

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from nixery_snap.object_store.check import remove as remove_findings
 from nixery_snap.object_store.copying import Copied, copy, totals
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.oci import canonical_json
+from nixery_snap.oci.compression import Compression
 from nixery_snap.ports import Progress
 from nixery_snap.retention import collect_garbage
 from nixery_snap.service import Service, open_service
@@ -119,6 +120,8 @@ def build(settings: Settings, name: str, output: Output) -> None:
     """Make one image, NAME[:TAG], without a server."""
 
     async def work(service: Service, request: ImageRequest) -> str:
+        if output.transport == "docker-archive":  # has no word for another
+            request = replace(request, compression=Compression.GZIP)
         image = await _make(service, request)
         blobs = service.of(request.source).blobs
         return str(await export(blobs, image.digest, output, name.partition(":")[0], request.tag))

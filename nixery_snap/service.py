@@ -238,6 +238,7 @@ async def open_service(settings: Settings, *, on_node: bool = False) -> AsyncIte
                 settings.all_meta_packages,
                 settings.source_names,
                 settings.limits.packages,
+                settings.compression,
             ),
             await compartment(shared, sources.keys() - separate),
             {

@@ -85,9 +85,12 @@ class Assembler:
                 layer_groups, closure, outputs, self._max_layers - 1, self._popularity
             )
             packed = await asyncio.gather(
-                *(self._layers.from_store(tuple(closure[path] for path in group.paths)) for group in groups)
+                *(
+                    self._layers.from_store(tuple(closure[path] for path in group.paths), request.compression)
+                    for group in groups
+                )
             )
-            top = await self._layers.from_entries(forest_entries(forest))
+            top = await self._layers.from_entries(forest_entries(forest), request.compression)
             layers = [(layer, layer.descriptor()) for layer in (*packed, top)]
             created_by = [f"nixery-snap: {_summary(group.paths)}" for group in groups]
             created_by.append("nixery-snap: forest")

@@ -45,6 +45,7 @@ from nixery_snap.imaging.resolution import Resolution
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix.path_info import Closure
 from nixery_snap.nix.store_path import StorePath
+from nixery_snap.oci.compression import Compression
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import (
@@ -313,6 +314,8 @@ class Pipeline:
         if request.format is ImageFormat.CLASSIC:
             popularity = self._popularity_digest
             shape = [self._max_layers, popularity] if popularity else self._max_layers
+            if request.compression is not Compression.GZIP:  # without it, keys are those of older versions
+                shape = [shape, request.compression]
         names = [list(name.parts) for name in request.names]
         base = sorted(list(name.parts) for name in self._base_packages)
         told = [pin.url] if pin.url else []  # in the manifest: of one revision there can be several copies

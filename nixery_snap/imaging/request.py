@@ -11,6 +11,7 @@ from typing import Final
 from nixery_snap.errors import InvalidFormat, InvalidName, UnsupportedSystem
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.oci import canonical_json
+from nixery_snap.oci.compression import Compression
 from nixery_snap.oci.reference import check_name, check_tag
 
 ARCHITECTURES: Final = {"amd64": "x86_64-linux", "arm64": "aarch64-linux"}
@@ -38,6 +39,8 @@ class ImageRequest:
     tag: str
     source: str = DEFAULT_SOURCE
     any_system: bool = False
+    compression: Compression = Compression.GZIP
+    """Of the layers of a classic image; those of a snapshotter image are small, and always gzip."""
     name: str = field(default="", compare=False)
     """As it was written, in the order and without the repeats that make no other image; empty for one that means this
     only on a certain host."""
@@ -78,12 +81,14 @@ class NameGrammar:
         meta_packages: Mapping[str, tuple[AttributePath, ...]],
         sources: SourceNames = SourceNames(),
         max_packages: int = 64,
+        compression: Compression = Compression.GZIP,
     ) -> None:
         self._default_format = default_format
         self.systems = systems
         self._meta_packages = meta_packages
         self._sources = sources
         self._max_packages = max_packages
+        self._compression = compression
 
     def parse(self, name: str, tag: str = DEFAULT_TAG, host: str = "") -> ImageRequest:
         """`host` is what the client called this server, its port included.
@@ -134,6 +139,7 @@ class NameGrammar:
             tag,
             source,
             any_system=not architecture,
+            compression=self._compression if image_format is ImageFormat.CLASSIC else Compression.GZIP,
             name="/".join((*front, *sorted(metas), *sorted(set(parts))))
             if self.source_of(name) == source
             else "",

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import posixpath
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,8 +28,14 @@ from nixery_snap.oci.media_types import (
     DOCKER_MANIFEST,
     OCI_CONFIG,
     OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
     OCI_MANIFEST,
 )
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 ReadBlob = Callable[[Digest], Iterator[bytes]]
 """Yields a blob's bytes; raises BlobNotFound."""
@@ -36,8 +43,8 @@ ReadBlob = Callable[[Digest], Iterator[bytes]]
 _MAX_LAYERS: Final = 127  # overlayfs stops at 128 lower directories
 _TAR_END_BYTES: Final = 1024
 _MEDIA_TYPES: Final = {
-    OCI_MANIFEST: (OCI_CONFIG, OCI_LAYER_GZIP),
-    DOCKER_MANIFEST: (DOCKER_CONFIG, DOCKER_LAYER_GZIP),
+    OCI_MANIFEST: (OCI_CONFIG, {OCI_LAYER_GZIP, OCI_LAYER_ZSTD}),
+    DOCKER_MANIFEST: (DOCKER_CONFIG, {DOCKER_LAYER_GZIP}),
 }
 _MAX_LABEL_BYTES: Final = 4096  # of containerd, key and value together
 _STORE: Final = STORE_DIR.strip("/")
@@ -83,7 +90,7 @@ class _Check:
             return None
         self.expect(len(content) <= MAX_MANIFEST_BYTES, f"the manifest has {len(content)} bytes")
         self.expect(len(manifest.layers) <= _MAX_LAYERS, f"there are {len(manifest.layers)} layers")
-        config_type, layer_type = _MEDIA_TYPES.get(manifest.media_type, ("", ""))
+        config_type, layer_types = _MEDIA_TYPES.get(manifest.media_type, ("", set()))
         self.expect(bool(config_type), f"the manifest has the media type {manifest.media_type}")
         self.expect(
             manifest.config.media_type == config_type,
@@ -91,7 +98,7 @@ class _Check:
         )
         for number, descriptor in enumerate(manifest.layers):
             kind = descriptor.media_type
-            self.expect(kind == layer_type, f"layer {number} has the media type {kind}")
+            self.expect(kind in layer_types, f"layer {number} has the media type {kind}")
         layers = [self._layer(number, descriptor) for number, descriptor in enumerate(manifest.layers)]
         self._config(manifest, [layer.diff_id for layer in layers])
         if any(NIX_LAYER in descriptor.annotations for descriptor in manifest.layers):
@@ -131,7 +138,8 @@ class _Check:
 
     def _layer(self, number: int, descriptor: Descriptor) -> _Layer:
         blob = self._verified(descriptor)
-        stream = _Hashing(_gunzip(blob))
+        unpack = _unzstd if descriptor.media_type == OCI_LAYER_ZSTD else _gunzip
+        stream = _Hashing(unpack(blob))
         members: dict[str, tarfile.TarInfo] = {}
         order: list[bytes] = []
         try:
@@ -254,6 +262,22 @@ def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise ValueError("the gzip data ends too early")
 
 
+def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """All zstd frames."""
+    codec = zstd.ZstdDecompressor()
+    fed = False
+    for chunk in chunks:
+        rest = chunk
+        while rest or not (codec.needs_input or codec.eof):
+            fed = True
+            yield codec.decompress(rest, 1024 * 1024)
+            rest = b""
+            if codec.eof:
+                rest, codec, fed = codec.unused_data, zstd.ZstdDecompressor(), False
+    if fed:
+        raise ValueError("the zstd data ends too early")
+
+
 class _Hashing(io.RawIOBase):
     """A readable file over chunks that hashes what is read."""
 
@@ -271,8 +295,8 @@ class _Hashing(io.RawIOBase):
         while size < 0 or len(self._rest) < size:
             try:
                 chunk = next(self._chunks, None)
-            except zlib.error as error:
-                raise ValueError(f"damaged gzip data: {error}") from error
+            except (zlib.error, zstd.ZstdError) as error:
+                raise ValueError(f"damaged compressed data: {error}") from error
             if chunk is None:
                 break
             self._rest += chunk

@@ -22,10 +22,11 @@ from nixery_snap.errors import (
 from nixery_snap.imaging.pipeline import Image
 from nixery_snap.imaging.request import ImageFormat, ImageRequest
 from nixery_snap.oci.accept import Accept
+from nixery_snap.oci.compression import Compression
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.index import Index
 from nixery_snap.oci.manifest import MAX_MANIFEST_BYTES, Descriptor, Manifest
-from nixery_snap.oci.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from nixery_snap.oci.media_types import DOCKER_MANIFEST, OCI_INDEX, OCI_LAYER_ZSTD, OCI_MANIFEST
 from nixery_snap.oci.reference import check_name, check_tag
 from nixery_snap.ports import UseKind, use
 from nixery_snap.registry.context import Registry, Served, content_headers, etag, registry_of
@@ -51,6 +52,8 @@ async def get_manifest(request: web.Request) -> web.Response:
     single = accept.best(
         (OCI_MANIFEST, DOCKER_MANIFEST) if asked.format is ImageFormat.CLASSIC else (OCI_MANIFEST,)
     )
+    if not _takes_zstd(accept, single):
+        asked = replace(asked, compression=Compression.GZIP)
     several = asked.any_system and asked.format in registry.index_formats and _wants_index(accept, single)
     systems = registry.grammar.systems if several else (asked.system,)
     requests = [replace(asked, system=system) for system in systems]
@@ -119,6 +122,12 @@ def _parse(registry: Registry, request: web.Request, name: str, tag: str) -> Ima
 def _wants_index(accept: Accept, single: str) -> bool:
     """Many who take anything can make nothing of an index."""
     return accept.names(OCI_INDEX) and accept.quality(OCI_INDEX) >= accept.quality(single)
+
+
+def _takes_zstd(accept: Accept, single: str) -> bool:
+    """What Accept can tell: no schema 2 manifest has zstd layers, and who names OCI's has known of them since 2019."""
+    named = accept.names(OCI_MANIFEST) or accept.names(OCI_INDEX)
+    return single == OCI_MANIFEST and named and not accept.refuses(OCI_LAYER_ZSTD)
 
 
 async def _index_digest(registry: Registry, images: Sequence[Image]) -> Digest:

@@ -14,6 +14,7 @@ from nixery_snap.access.rules import Patterns
 from nixery_snap.imaging.request import DEFAULT_SOURCE, ImageFormat, SourceNames
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix_stores.cache_transport import shown_url
+from nixery_snap.oci.compression import Compression
 from nixery_snap.settings.sections import (
     AuthSettings,
     BinaryCacheSettings,
@@ -79,6 +80,10 @@ class Settings(Section):
     """Which images are answered as an image index of all `systems`, where a name says no architecture and the client
     takes one: snapshotter images (they cost little), `all` (classic ones of every system are then made before the
     answer), or none."""
+    compression: Compression = Compression.GZIP
+    """Of the layers of classic images, for clients that name OCI's manifests in their Accept header. Docker takes zstd
+    layers from version 23 on, containerd from 1.5, podman and skopeo do. **Docker 20.10 does not**, and its requests look
+    like those of newer ones."""
     catalogue: bool = True
     """Tell at `/v2/_catalog` under which names images were made, with their packages in sorted order; `false` when
     clients must not see what others ask for."""

@@ -12,8 +12,10 @@ from tests.integration.nixtools import EXAMPLES, ChrootStore, add_package
 from tests.integration.processes import run
 from tests.integration.runtimes.base import Runtime
 from tests.integration.runtimes.docker import Docker
-from tests.integration.server import DOCKER_MANIFEST, OCI_MANIFEST, Registry, serving
+from tests.integration.server import DOCKER_MANIFEST, OCI_MANIFEST, PROGRAM, Registry, serving
 
+OCI_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 # The last of 121 paths, by way of the package that refers to them all.
 READ_LAST_LEAF = "for path in $(cat /needs); do last=$path; done; cat $last/id"
 
@@ -136,3 +138,57 @@ def test_arm64_is_another_image(registry: Registry) -> None:
     assert (native.config["architecture"], arm.config["architecture"]) == ("amd64", "arm64")
     assert native.digest != arm.digest
     assert registry.pull("amd64/hello").digest == native.digest
+
+
+@pytest.fixture(scope="module")
+def zstd(scratch: Path, prepared_store: ChrootStore) -> Iterator[Registry]:
+    """A registry that packs layers with zstd."""
+    settings = Registry(scratch / "zstd", prepared_store.root, config='compression = "zstd"')
+    with serving(settings) as running:
+        yield running
+
+
+def layer_types(registry: Registry, name: str, accept: str = OCI_MANIFEST) -> set[str]:
+    return {layer["mediaType"] for layer in registry.manifest(name, accept=accept).json()["layers"]}
+
+
+def test_zstd_layers_run(zstd: Registry, runtime: Runtime) -> None:
+    """But in Docker before version 23, whose requests look like those of newer ones."""
+    assert layer_types(zstd, "shell/hello") == {OCI_ZSTD}
+    reference = f"{zstd.host}/shell/hello:latest"
+    if isinstance(runtime, Docker) and int(runtime.engine_version.partition(".")[0]) < 23:
+        refused = runtime.pull(reference, check=False)
+        assert refused.returncode != 0
+        assert "archive/tar: invalid tar header" in refused.stdout + refused.stderr
+        return
+    runtime.pull(reference)
+    assert runtime.run(reference, "hello") == "Hello, world!\n"
+
+
+def test_who_gets_zstd_layers(zstd: Registry) -> None:
+    """The same files for everybody; each manifest stays what it was for its digest."""
+    name = "shell/hello"
+    assert (
+        layer_types(zstd, name) == layer_types(zstd, name, f"{OCI_MANIFEST}, {DOCKER_MANIFEST}") == {OCI_ZSTD}
+    )
+    for accept in ("", "*/*", f"{OCI_MANIFEST}, {OCI_ZSTD};q=0", "text/html"):
+        assert layer_types(zstd, name, accept) == {OCI_GZIP}, accept
+    (docker_type,) = layer_types(zstd, name, DOCKER_MANIFEST)
+    assert docker_type.endswith(".tar.gzip")
+    assert layer_types(zstd, f"nix-snapshotter/{name}") == {OCI_GZIP}, "small, and the surest bytes"
+    configs = [zstd.pull(name, accept=accept).config for accept in (OCI_MANIFEST, "*/*")]
+    assert configs[0] == configs[1], "with the diff_ids of the same tars"
+
+
+def test_zstd_images_in_files(zstd: Registry, directory: Path) -> None:
+    """Verified; and as gzip in the form that has no word for it."""
+    env = {**zstd.program_env, "NIXERY_SNAP_COMPRESSION": "zstd"}
+    run(*PROGRAM, "inspect", "--verify", *zstd.options, "shell/hello", env=env)
+    for transport in ("oci-archive", "docker-archive"):
+        file = directory / transport
+        run(*PROGRAM, "build", *zstd.options, "shell/hello", "--output", f"{transport}:{file}", env=env)
+        need("skopeo")
+        run("skopeo", "copy", "-q", f"{transport}:{file}", f"dir:{directory / 'copy'}")
+        manifest = json.loads((directory / "copy/manifest.json").read_text())
+        kinds = {layer["mediaType"] for layer in manifest["layers"]}
+        assert (kinds == {OCI_ZSTD}) == (transport == "oci-archive"), kinds

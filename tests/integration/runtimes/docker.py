@@ -22,6 +22,10 @@ class Docker:
     def pull(self, reference: str, *, check: bool = True) -> "CompletedProcess[str]":
         return self.command("pull", reference, check=check)
 
+    @property
+    def engine_version(self) -> str:
+        return self.command("version", "--format", "{{.Server.Version}}").stdout.strip()
+
     def run(self, reference: str, *command: str) -> str:
         return self.command("run", "--rm", "--network", "none", reference, *command).stdout
 

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import os
+import sys
 import tarfile
 from pathlib import Path
 
@@ -10,10 +11,17 @@ import pytest
 
 from nixery_snap.errors import PathsMissing, StorageError
 from nixery_snap.imaging.layers import Layer, LayerMaker
+from nixery_snap.oci.compression import Compression
 from nixery_snap.oci.digest import Digest
+from nixery_snap.oci.media_types import OCI_LAYER_GZIP, OCI_LAYER_ZSTD
 from nixery_snap.oci.tar import TarEntry
 from tests.unit.images import ImageMaker
 from tests.unit.stores import FileStore, Run, To, Tree, info, store_path
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 @pytest.fixture
@@ -24,7 +32,7 @@ def store(tmp_path: Path) -> FileStore:
 def unpacked(maker: ImageMaker, layer: Layer) -> bytes:
     packed = b"".join(maker.blobs.read(layer.digest))
     assert (Digest.of(packed), len(packed)) == (layer.digest, layer.size_bytes)
-    content = gzip.decompress(packed)
+    content = gzip.decompress(packed) if layer.compression is Compression.GZIP else zstd.decompress(packed)
     assert str(layer.diff_id) == f"sha256:{hashlib.sha256(content).hexdigest()}"
     return content
 
@@ -55,22 +63,38 @@ async def test_a_layer_holds_its_store_paths(store: FileStore) -> None:
     assert found[f"nix/store/{three.base_name}"].issym()
 
 
-async def test_a_path_is_compressed_once_and_copied_later(store: FileStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", list(Compression))
+async def test_a_path_is_compressed_once_and_copied_later(
+    store: FileStore, tmp_path: Path, kind: Compression
+) -> None:
     one, two = store.add("one", {"f": b"one" * 1000}), store.add("two", {"f": b"two" * 1000})
     maker = ImageMaker(store)
-    alone = await maker.layers.from_store((store.closure[one],))
+    alone = await maker.layers.from_store((store.closure[one],), kind)
     # Were it packed again, its file would be missed.
     (tmp_path / "store/nix/store" / one.base_name / "f").unlink()
-    both = await maker.layers.from_store((store.closure[one], store.closure[two]))
+    both = await maker.layers.from_store((store.closure[one], store.closure[two]), kind)
 
     fresh_store = FileStore(tmp_path / "fresh")
     fresh_store.add("one", {"f": b"one" * 1000})
     fresh_store.add("two", {"f": b"two" * 1000})
     fresh = ImageMaker(fresh_store)
     closure = fresh_store.closure
-    assert await fresh.layers.from_store((closure[one], closure[two])) == both
-    assert await fresh.layers.from_store((closure[one],)) == alone
+    assert await fresh.layers.from_store((closure[one], closure[two]), kind) == both
+    assert await fresh.layers.from_store((closure[one],), kind) == alone
     unpacked(maker, both)
+
+
+async def test_compressions_are_apart(store: FileStore) -> None:
+    """Records of one are never taken for the other's; what is inside is the same."""
+    path, other = store.add("one", {"f": b"one" * 1000}), store.add("two", b"two")
+    maker = ImageMaker(store)
+    for paths in ((path,), (path, other)):
+        infos = tuple(store.closure[each] for each in paths)
+        layers = [await maker.layers.from_store(infos, kind) for kind in (*Compression, *Compression)]
+        assert layers[:2] == layers[2:]
+        assert len({layer.digest for layer in layers}) == 2
+        assert unpacked(maker, layers[0]) == unpacked(maker, layers[1])
+        assert [layer.descriptor().media_type for layer in layers[:2]] == [OCI_LAYER_GZIP, OCI_LAYER_ZSTD]
 
 
 async def test_equal_layers_are_packed_once(store: FileStore) -> None:
