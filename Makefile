@@ -3,12 +3,13 @@
 LISTEN ?= 127.0.0.1:8080
 PYTEST_ARGS ?=
 WORKERS ?= 3
+SECONDS ?= 600
 BIN := .venv/bin
 STATE := $(CURDIR)/.nixery-snap
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # the order of the checks is the order of their output
-.PHONY: help setup run test dev tools lint types imports docs unit format reference lock clean
+.PHONY: help setup run test dev tools lint types imports docs unit fuzz format reference lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -54,6 +55,9 @@ docs: dev ## the manual, as web pages in .site
 
 unit: dev ## the tests that start no server
 	$(BIN)/pytest tests/unit $(PYTEST_ARGS)
+
+fuzz: dev ## parsers of what comes over the network, for SECONDS=… in all
+	FUZZ_SECONDS=$(SECONDS) $(BIN)/pytest tests/fuzz $(PYTEST_ARGS)
 
 format: dev ## let ruff format and mend the Python code
 	$(BIN)/ruff format

@@ -25,6 +25,7 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _BLOBS: Final = "blobs/sha256/"
 _INDEXES: Final = frozenset({OCI_INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"})
 _MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+_MALFORMED: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 _EXTENDED: Final = frozenset(
     {tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
     | {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}
@@ -45,7 +46,7 @@ def look_into(path: Path, shown: str, architecture: str) -> ArchivedImage:
         with _opened(path) as archive:
             files = _small_files(archive)
         return _image(files, architecture)
-    except (tarfile.TarError, zlib.error, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, *_MALFORMED) as error:
         raise InvalidArchive(shown, str(error) or type(error).__name__) from error
     except (OSError, InvalidFormat) as error:
         raise InvalidArchive(shown, str(error)) from error

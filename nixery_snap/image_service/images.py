@@ -100,7 +100,7 @@ async def _manifest(
             ]
             entry = fitting[0]
             target = Descriptor(media_type=entry["mediaType"], digest=entry["digest"], size=entry["size"])
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidArchive(name, f"its manifest cannot be read: {error!r}") from error
     raise InvalidArchive(name, "its indexes have too many levels")
 

@@ -176,7 +176,7 @@ async def _read(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
 def _parsed(content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"it answers with what is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise SourceError("it answers with JSON that is no object")

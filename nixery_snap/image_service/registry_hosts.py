@@ -34,7 +34,7 @@ def registry_hosts(certs_directory: Path, host: str) -> list[RegistryHost]:
         try:
             if file.is_file():
                 return list(_configured(tomllib.loads(file.read_text()), host, file.parent))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise SettingsError("image_service.certs_directory", f"{file} cannot be read: {error}") from error
     return [_itself(host)]
 

@@ -133,7 +133,7 @@ class _Check:
             self.expect(
                 config["os"] == "linux" and config["architecture"] in {"amd64", "arm64"}, "unknown platform"
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self.defects.append(f"the config is malformed: {error!r}")
 
     def _layer(self, number: int, descriptor: Descriptor) -> _Layer:

@@ -59,7 +59,7 @@ class NixPathInfos:
                 for path, value in _by_path(json.loads(finished.stdout))
                 if value is not None and value.get("valid", True)
             ]
-        except (ValueError, KeyError, TypeError, AttributeError, InvalidFormat) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidFormat) as error:
             raise StorageError(f"nix path-info answered in an unknown form: {error!r}") from error
 
 

@@ -29,7 +29,7 @@ class StoredPins:
             pin, made = Pin(value["revision"], value["url"], value["variant"]), value["made"]
             if isinstance(pin.revision, str) and isinstance(made, int | float):
                 return pin, made
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             pass
         log.warning("pin-damaged", source=source, tag=tag)  # a new one will replace it
         return None

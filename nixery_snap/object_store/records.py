@@ -45,7 +45,7 @@ class StoredRecords:
         for name, content in (await self._store.get_many(list(unknown))).items():
             try:
                 value = json.loads(content)
-            except ValueError:
+            except (ValueError, RecursionError):
                 # Only a machine that lost power can leave this. It would stay for ever, as records are
                 # never overwritten, so it makes room for a new one.
                 log.warning("record-damaged", record=name)

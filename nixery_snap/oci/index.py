@@ -34,7 +34,7 @@ class Index:
                 },
                 {str(k): str(v) for k, v in value.get("annotations", {}).items()},
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise InvalidFormat("index", content[:200], repr(error)) from error
 
     def __bytes__(self) -> bytes:

@@ -80,7 +80,7 @@ class Manifest:
                 {str(k): str(v) for k, v in value.get("annotations", {}).items()},
                 str(value.get("mediaType", OCI_MANIFEST)),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise InvalidFormat("manifest", content[:200], repr(error)) from error
 
     def __bytes__(self) -> bytes:

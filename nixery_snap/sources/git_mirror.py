@@ -43,6 +43,7 @@ _DAMAGED: Final = re.compile(
     r"|unable to read (tree|sha1)|inflate: data stream error|invalid sha1 pointer|bad (config|index|pack)"
     r"|shallow file has changed|garbage at end|did not send all necessary objects"
 )
+_COMMIT: Final = re.compile(rb"[0-9a-f]{40}([0-9a-f]{24})?")
 _OTHER_FORMAT: Final = re.compile(r"mismatched algorithms: client \w+; server (sha1|sha256)")
 _HINTS: Final = {
     re.compile(r"terminal prompts disabled|Authentication failed|error: 40[13]|Permission denied"): (
@@ -310,7 +311,10 @@ class _Survey:
             for record in records:
                 if record.startswith(b"160000 "):
                     about, _, path = record.partition(b"\t")
-                    self.commits[os.fsdecode(path)] = about.split()[2].decode()
+                    *_, commit = about.split(b" ")
+                    if not _COMMIT.fullmatch(commit):
+                        raise InvalidFormat("tree", record, "a submodule is of no commit")
+                    self.commits[os.fsdecode(path)] = commit.decode()
             if len(self.commits) > _MAX_SUBMODULES:
                 raise InvalidFormat("tree", "…", f"it has more than {_MAX_SUBMODULES} submodules")
 
