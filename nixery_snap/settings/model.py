@@ -82,8 +82,8 @@ class Settings(Section):
     answer), or none."""
     compression: Compression = Compression.GZIP
     """Of the layers of classic images, for clients that name OCI's manifests in their Accept header. Docker takes zstd
-    layers from version 23 on, containerd from 1.5, podman and skopeo do. **Docker 20.10 does not**, and its requests look
-    like those of newer ones."""
+    layers from version 23 on, containerd from 1.5, podman and skopeo do. **Docker 20.10 does not**, and its requests
+    look like those of newer ones."""
     catalogue: bool = True
     """Tell at `/v2/_catalog` under which names images were made, with their packages in sorted order; `false` when
     clients must not see what others ask for."""

@@ -66,17 +66,11 @@ def plain_text(status: int, message: str) -> web.Response:
 
 
 class Connections:
-    """All connections of one server. `is_proxy` tells of an address whose connections are those of many clients."""
+    """All connections of one server."""
 
-    def __init__(
-        self,
-        limits: ConnectionLimits,
-        bad_request: BadRequest = plain_text,
-        is_proxy: Callable[[str], bool] = lambda client: False,
-    ) -> None:
+    def __init__(self, limits: ConnectionLimits, bad_request: BadRequest) -> None:
         self.limits = limits
         self.bad_request = bad_request
-        self._is_proxy = is_proxy
         self._open: set[LimitedRequestHandler] = set()
         self._clients: Counter[str] = Counter()
 
@@ -84,7 +78,7 @@ class Connections:
         """Why it is too much; empty when it is not. `end` must follow in any case."""
         self._open.add(handler)
         self._clients[client] += 1
-        if self._clients[client] > self.limits.per_client and not self._is_proxy(client):
+        if self._clients[client] > self.limits.per_client:
             return f"more than {self.limits.per_client} connections of one client"
         return "this server has no connection left" if len(self._open) > self.limits.total else ""
 

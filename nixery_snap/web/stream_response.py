@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from nixery_snap.errors import StorageError
-from nixery_snap.web.file_response import STALL_SECONDS
+from nixery_snap.web.connections import limits_of
 from nixery_snap.web.request_log import REQUEST_ID_KEY, server_failed
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class StreamedResponse(web.StreamResponse):
         transport = request.transport
         try:
             while piece:
-                async with asyncio.timeout(STALL_SECONDS):
+                async with asyncio.timeout(limits_of(request).stall_seconds):
                     await self.write(piece)
                 self._left -= len(piece)
                 piece = await anext(self._pieces, b"")
