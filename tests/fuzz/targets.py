@@ -23,7 +23,7 @@ from nixery_snap.binary_cache.at_once import narinfos_at_once
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.evaluation import answers, index, warm
 from nixery_snap.evaluation.warm import WarmProcess
-from nixery_snap.image_service.annotations import store_paths
+from nixery_snap.image_service.annotations import NamedPaths
 from nixery_snap.image_service.archive import look_into
 from nixery_snap.image_service.references import NodeReference
 from nixery_snap.image_service.registry_client import _PARAMETER, Reference, _parsed
@@ -35,6 +35,7 @@ from nixery_snap.nix import listing, nar
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.nix.closure_info import closure_info_entries
 from nixery_snap.nix.content_address import ContentAddress, recomputes
+from nixery_snap.nix.ground import ground_error
 from nixery_snap.nix.hashes import Hash
 from nixery_snap.nix.log_events import LogReader
 from nixery_snap.nix.narinfo import NarInfo
@@ -165,7 +166,7 @@ PACKAGE = {
 
 def manifest(content: bytes) -> None:
     parsed = Manifest.parse(content)
-    store_paths(parsed)
+    len(NamedPaths.of(parsed))
     assert Manifest.parse(bytes(parsed)) == parsed
 
 
@@ -427,7 +428,7 @@ def evaluation(content: bytes) -> None:
     asyncio.run(answers.result(HELLO, answer, {}))
     message, package_set = content.decode(errors="replace"), PackageSet(Path("/checkouts/x"))
     answers.failure(HELLO, "x86_64-linux", message, package_set)
-    answers.ground_error(message)
+    ground_error(message)
     answers.whole_set_error(message, package_set)
 
 
