@@ -32,7 +32,7 @@ from nixery_snap.nix_stores.decompression import decompress
 from nixery_snap.nix_stores.signing_key import load_signing_key
 from nixery_snap.object_store.check import Checked, check
 from nixery_snap.object_store.check import remove as remove_findings
-from nixery_snap.object_store.copying import Copied, copy, totals
+from nixery_snap.object_store.copying import Copied, copy, store_at, stores_of, totals
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.oci import canonical_json
 from nixery_snap.oci.compression import Compression
@@ -304,19 +304,26 @@ def fsck(settings: Settings, repair: bool, as_json: bool) -> None:
 def copy_store(origin: str, target: str) -> None:
     """Copy the object store at the URL FROM into the one at TO; goes on where it was broken off."""
     configure_logging("console", quiet=True)
-    source = ObjectStore(origin)
 
-    async def work() -> Copied:
+    async def work(path: str) -> Copied:
+        source = store_at(origin, path)
         _, size_bytes = await totals(source)
         with reports.bytes_bar(Console(stderr=True), size_bytes) as advance:
-            return await copy(source, ObjectStore(target), advance)
+            return await copy(source, store_at(target, path), advance)
 
-    copied = asyncio.run(work())
-    click.echo(
-        f"copied {copied.objects} objects of {decimal(copied.bytes)}; {copied.present} were there already"
-        + (f"; {copied.broken} are broken and were left out: see nixery-snap fsck" if copied.broken else "")
-    )
-    if copied.broken:
+    broken = 0
+    for path in asyncio.run(stores_of(origin)):
+        copied = asyncio.run(work(path))
+        click.echo(
+            f"copied {copied.objects} objects of {decimal(copied.bytes)}; {copied.present} were there already"
+            + (
+                f"; {copied.broken} are broken and were left out: see nixery-snap fsck"
+                if copied.broken
+                else ""
+            )
+        )
+        broken += copied.broken
+    if broken:
         sys.exit(1)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 import structlog
 
@@ -27,8 +28,9 @@ from nixery_snap.object_store.walking import Names, Stored, each, listed, object
 
 log = structlog.get_logger()
 
-# What a process tells others of the same store, and what belongs to the place.
-_STAYS: Final = ("leases/", f"{keys.STAGING}/", "secrets/", "format", keys.SWEEP)
+_SEPARATE: Final = "separate"
+# What a process tells others of the same store, what belongs to the place, and stores within the store.
+_STAYS: Final = ("leases/", f"{keys.STAGING}/", "secrets/", f"{_SEPARATE}/", "format", keys.SWEEP)
 _MOVING: Final = ("pins/", "nix-cache-info")
 _SMALL_BYTES: Final = 1024 * 1024
 _RECORD_ORDER: Final = (
@@ -48,6 +50,18 @@ class Copied:
     bytes: int = 0
     present: int = 0
     broken: int = 0
+
+
+async def stores_of(url: str) -> list[str]:
+    """What is to be added to the path of a store's URL: nothing, for itself, and for those within it."""
+    names = {one.key.split("/")[1] async for one in objects(ObjectStore(url), _SEPARATE)}
+    return ["", *(f"/{_SEPARATE}/{name}" for name in sorted(names))]
+
+
+def store_at(url: str, path: str) -> ObjectStore:
+    """One of those of `stores_of`, or its counterpart. Raises SettingsError."""
+    parts = urlsplit(url)
+    return ObjectStore(urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}{path}")) if path else url)
 
 
 async def totals(source: ObjectStore) -> tuple[int, int]:

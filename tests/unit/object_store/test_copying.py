@@ -8,7 +8,7 @@ from nixery_snap.errors import StorageError
 from nixery_snap.nix_stores.decompression import decompress
 from nixery_snap.object_store import keys
 from nixery_snap.object_store.check import check
-from nixery_snap.object_store.copying import copy, totals
+from nixery_snap.object_store.copying import copy, store_at, stores_of, totals
 from nixery_snap.object_store.store import ObjectStore
 from tests.stored import Filler, names
 from tests.unit.object_store.test_check import Filled, manifest, record
@@ -153,3 +153,17 @@ async def test_beside_somebody_who_writes(source: ObjectStore, target: ObjectSto
     assert (await check(target, decompress, lambda line: None)).findings == []
     await copy(source, target, ignore)
     await assert_same(source, target)
+
+
+async def test_stores_within_a_store(source: ObjectStore, filled: Filled, tmp_path: Path) -> None:
+    """Each is copied in its own order."""
+    url, other = f"file://{tmp_path}/source", f"file://{tmp_path}/target"
+    await Filler(store_at(url, "/separate/internal")).image("internal")
+    assert await stores_of(url) == ["", "/separate/internal"]
+    for path in await stores_of(url):
+        await copy(store_at(url, path), store_at(other, path), ignore)
+    within = await names(ObjectStore(other), "separate")
+    assert within == {name for name in await names(source) if name.startswith("separate/")}
+    assert {name for name in await names(ObjectStore(other)) if not name.startswith("separate/")} == (
+        await names(source) - STAYS - within
+    )
