@@ -15,11 +15,15 @@ from typing import Any
 
 import pytest
 
+from nixery_snap.imaging.validate import validate
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.nix_stores.decompression import decompress
 from nixery_snap.object_store.check import check
 from nixery_snap.object_store.store import ObjectStore
-from tests.integration.nixtools import ChrootStore
+from nixery_snap.object_store.usage import StoredUses
+from nixery_snap.service import open_service
+from nixery_snap.settings import load_settings
+from tests.integration.nixtools import EXAMPLES, ChrootStore
 from tests.integration.processes import run, wait_until
 from tests.integration.server import OCI_MANIFEST, PROGRAM, Image, Registry, Start
 
@@ -172,6 +176,38 @@ def test_requests_while_it_removes(registry: Registry) -> None:
     assert collecting.returncode == 0
     assert fsck(registry) == []
     assert {name: registry.pull(name) for name in names} == before
+
+
+async def test_made_of_what_is_removed_meanwhile(
+    directory: Path, own_store: ChrootStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that an image was made of is swept just before its record is there: it is made once more."""
+    flags = {
+        "source": f"path:{EXAMPLES}",
+        "storage": f"file://{directory / 'storage'}",
+        "cache_directory": str(directory / "cache"),
+        "nix.store": str(own_store.root),
+        "nix.options": {"sandbox": "false", "substituters": ""},
+        "retention.unused": 4000,
+        "substituters": [],
+    }
+    monkeypatch.setenv("HOME", str(directory))
+    asked: list[str] = []
+
+    async def settled(self: StoredUses) -> str:
+        asked.append("before" if not asked else "after")
+        if len(asked) == 2:
+            for blob in (directory / "storage/blobs").glob("*/*/*"):
+                blob.unlink()
+        return asked[-1]
+
+    async with open_service(load_settings(None, flags, {})) as service:
+        while not service.shared.uses.trusted():  # noqa: ASYNC110 - tells nobody
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(StoredUses, "settled", settled)
+        image = await service.shared.pipeline.image(service.grammar.parse("curl"))
+        await asyncio.to_thread(validate, image.digest, service.shared.blobs.read)
+    assert asked == ["before", "after", "after", "after"]
 
 
 def test_everything_is_kept_without_being_told_otherwise(registry: Registry) -> None:
