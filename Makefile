@@ -41,7 +41,7 @@ tools: dev ## the programs that the tests run
 lint: dev ## style of Python and shell code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	@! command -v shellcheck >/dev/null || shellcheck .ci/run scripts/*
+	@! command -v shellcheck >/dev/null || shellcheck .ci/run $(filter-out %.py %/__pycache__,$(wildcard scripts/*))
 
 types: dev ## mypy
 	$(BIN)/mypy
