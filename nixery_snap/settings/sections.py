@@ -164,8 +164,8 @@ class BinaryCacheSettings(Section):
     `both`; `auto` is `both` where clients use our cache."""
     upstreams: tuple[str, ...] = ()
     """URLs of `substituters` that our cache reads through: it fetches, checks, keeps and serves what it lacks. While
-    none of them answers, clients get a 503 and not a plain no. There is no limit of size yet, and whoever may use the
-    cache can fill it."""
+    none of them answers, clients get a 503 and not a plain no. There is no limit of size: whoever may use the cache can
+    fill it, and `[retention]` removes what nobody asks for."""
     priority: int = Field(default=30, ge=0)
     """Told to clients in `nix-cache-info`; they ask lower ones first."""
 
