@@ -13,7 +13,7 @@ from tests.integration.nixtools import ChrootStore, add_package
 from tests.integration.processes import wait_until
 from tests.integration.server import Registry
 
-ROUNDS = 5
+ROUNDS = 4
 SLEEPER = "sleeper-of-the-dead"
 ENDLESS = "let count = number: if number < 0 then 0 else count (number + 1); in count 0"
 
