@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import uvloop
 from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.filesize import decimal
@@ -174,7 +175,7 @@ def index(settings: Settings, name: str, tag: str, system: str | None) -> None:
                 made = await service.indexer.index(package_set, system or settings.systems[0], advance)
         click.echo(", ".join(f"{count} {kind}" for kind, count in made.counts.items()))
 
-    asyncio.run(work())
+    uvloop.run(work())
 
 
 @cli.command()
@@ -207,7 +208,7 @@ def search(
                 click.echo(f"{one.attribute}  {one.name}  {one.description}")
             click.echo(f"{len(found.page.packages)} of {found.page.total}", err=True)
 
-    asyncio.run(work())
+    uvloop.run(work())
 
 
 @cli.command()
@@ -235,7 +236,7 @@ def popularity(settings: Settings, name: str, tag: str, output: Path) -> None:
                     made, service.of(name).path_infos, service.evaluator, package_set, system, progress
                 )
 
-    output.write_bytes(canonical_json.encode(asyncio.run(work())))
+    output.write_bytes(canonical_json.encode(uvloop.run(work())))
 
 
 @cli.command()
@@ -258,7 +259,7 @@ def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
                     count += await service.shared.publisher.push(closure, progress, every=every)
             click.echo(f"published {count} of {len(closure)} store paths")
 
-    asyncio.run(work())
+    uvloop.run(work())
 
 
 @cli.command()
@@ -270,7 +271,7 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
     configure_logging("console", quiet=True)
     for objects in open_every(settings):
         with reports.progress(Console(stderr=True)) as progress:
-            report = asyncio.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
+            report = uvloop.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
         reports.print_garbage(Console(), report, dry_run=dry_run, machine=as_json)
 
 
@@ -291,7 +292,7 @@ def fsck(settings: Settings, repair: bool, as_json: bool) -> None:
     found = False
     for objects in open_every(settings):
         with reports.progress(Console(stderr=True)) as progress:
-            checked = asyncio.run(work(objects, progress))
+            checked = uvloop.run(work(objects, progress))
         reports.print_checked(Console(), checked, repaired=repair, machine=as_json)
         found = found or bool(checked.findings)
     if found:
@@ -312,8 +313,8 @@ def copy_store(origin: str, target: str) -> None:
             return await copy(source, store_at(target, path), advance)
 
     broken = 0
-    for path in asyncio.run(stores_of(origin)):
-        copied = asyncio.run(work(path))
+    for path in uvloop.run(stores_of(origin)):
+        copied = uvloop.run(work(path))
         click.echo(
             f"copied {copied.objects} objects of {decimal(copied.bytes)}; {copied.present} were there already"
             + (
@@ -368,7 +369,7 @@ def completion(shell: str) -> None:
 def doctor(settings: Settings, containerd: str | None, as_json: bool) -> None:
     """Try everything that the settings name: Nix, storage, sources, substituters, builders, key."""
     configure_logging("console", quiet=True)
-    findings = asyncio.run(examine(settings, containerd))
+    findings = uvloop.run(examine(settings, containerd))
     if as_json:
         click.echo(reports.as_json([asdict(finding) for finding in findings]))
     else:
@@ -405,7 +406,8 @@ def _run(settings: Settings, name: str, work: Callable[[Service, ImageRequest], 
             image_name, _, tag = name.partition(":")
             return await work(service, service.grammar.parse(image_name, tag or DEFAULT_TAG))
 
-    return asyncio.run(main())
+    # asyncio's own loop can wait for ever at its end for a program whose start was interrupted.
+    return uvloop.run(main())
 
 
 async def _make(service: Service, request: ImageRequest) -> Any:

@@ -13,8 +13,8 @@ from tests.integration.nixtools import EXAMPLES, ChrootStore, add_package
 from tests.integration.server import Registry, Response, serving
 
 USER, PASSWORD = "alice", "pass:wörd"
-SECRET = "secretsauce"
-SAUCE = """bin secretsauce <<EOF
+SECRET = "secretspice"
+SAUCE = """bin secretspice <<EOF
 #!${bash}/bin/sh
 echo 'tomatoes'
 EOF"""

@@ -266,6 +266,7 @@ class Node:
 
     def start_nix_daemon(self) -> None:
         socket = self.store.root / "nix/var/nix/daemon-socket/socket"
+        socket.unlink(missing_ok=True)  # of one that was killed
         env = program_env(self.directory / "home")
         env["NIX_CONFIG"] = f"{NIX_CONFIG}\nrequire-sigs = true"
         log = self.directory / "nix-daemon.log"

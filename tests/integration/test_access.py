@@ -40,7 +40,8 @@ REFUSALS = {
 # What HTTP itself refuses, or the grammar of names before anything is looked up, with the same words for everybody.
 MALFORMED = re.compile(
     r"names, tags and digests hold no escaped characters"
-    r"|this is not a valid HTTP request, or one of its lines is too long"
+    r"|this is not a valid HTTP request"
+    r"|a line of the request's head is longer than \d+ bytes"
     r"|there is nothing at this path; images are below /v2/"
     r"|this registry makes its images itself: it is read-only"
     r"|invalid image name '.*': (use lower-case package names separated by '/', .*|it is \d+ characters long, .*)"
@@ -161,6 +162,8 @@ async def test_every_route_takes_a_right(directory: Path, prepared_store: Chroot
                 "digest": DIGEST,
                 "hash_part": HASH,
                 "what": "x",
+                "slash": "",
+                "upload": "x",
             }
             values |= {"file": f"{HASH}.nar", "derivation": f"{HASH}-x.drv"}
             target = path.format_map(values)
@@ -383,30 +386,30 @@ def test_forged_tokens(world: Guarded) -> None:
 
 
 NAMES = [
-    "internal/../internal/secretsauce",
-    "hello/../internal/secretsauce",
-    "hello/./secretsauce",
-    "hello//internal/secretsauce",
-    "/internal/secretsauce",
-    "internal%2fsecretsauce",
-    "internal%2Fsecretsauce",
-    "hello%2f..%2finternal%2fsecretsauce",
-    "hello/%2e%2e/internal/secretsauce",
-    "internal/secretsauce%00",
-    "internal%00/secretsauce",
-    "hello%00/../internal/secretsauce",
-    "INTERNAL/secretsauce",
-    "Internal/Secretsauce",
+    "internal/../internal/secretspice",
+    "hello/../internal/secretspice",
+    "hello/./secretspice",
+    "hello//internal/secretspice",
+    "/internal/secretspice",
+    "internal%2fsecretspice",
+    "internal%2Fsecretspice",
+    "hello%2f..%2finternal%2fsecretspice",
+    "hello/%2e%2e/internal/secretspice",
+    "internal/secretspice%00",
+    "internal%00/secretspice",
+    "hello%00/../internal/secretspice",
+    "INTERNAL/secretspice",
+    "Internal/Secretspice",
     "internal/secret\u200bsauce",
-    "internal/\u0455ecretsauce",
-    "\uff49nternal/secretsauce",
-    "%69nternal/secretsauce",
-    "internal;x/secretsauce",
-    "internal\\secretsauce",
-    "internal/secretsauce?x=/v2/hello",
-    "classic/internal/secretsauce",
-    "hello/blobs/../../internal/secretsauce",
-    "hello/manifests/latest/../../../internal/secretsauce",
+    "internal/\u0455ecretspice",
+    "\uff49nternal/secretspice",
+    "%69nternal/secretspice",
+    "internal;x/secretspice",
+    "internal\\secretspice",
+    "internal/secretspice?x=/v2/hello",
+    "classic/internal/secretspice",
+    "hello/blobs/../../internal/secretspice",
+    "hello/manifests/latest/../../../internal/secretspice",
 ]
 
 

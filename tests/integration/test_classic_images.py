@@ -154,8 +154,9 @@ def layer_types(registry: Registry, name: str, accept: str = OCI_MANIFEST) -> se
 
 def test_zstd_layers_run(zstd: Registry, runtime: Runtime) -> None:
     """But in Docker before version 23, whose requests look like those of newer ones."""
-    assert layer_types(zstd, "shell/hello") == {OCI_ZSTD}
-    reference = f"{zstd.host}/shell/hello:latest"
+    # No engine that knows the image's config already, from a pull with gzip, asks for its layers again.
+    assert layer_types(zstd, "shell/hello/which") == {OCI_ZSTD}
+    reference = f"{zstd.host}/shell/hello/which:latest"
     if isinstance(runtime, Docker) and int(runtime.engine_version.partition(".")[0]) < 23:
         refused = runtime.pull(reference, check=False)
         assert refused.returncode != 0

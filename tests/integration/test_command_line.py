@@ -185,7 +185,8 @@ def test_flags_win_over_environment_over_file(directory: Path, prepared_store: C
 
 def test_an_interruption_has_a_status_of_its_own(directory: Path, empty_store: ChrootStore) -> None:
     registry = Registry(directory / "state", empty_store.root)
-    command = [*PROGRAM, "inspect", "slow", *registry.options]
+    # These tests may run where nobody is to interrupt them.
+    command = ["env", "--default-signal=INT", *PROGRAM, "inspect", "slow", *registry.options]
     with subprocess.Popen(command, env=registry.program_env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         next(line for line in process.stderr if "slow" in line)  # it is being built
