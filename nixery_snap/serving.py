@@ -116,7 +116,9 @@ async def _serve(
         await runner.setup()
         # Remembered answers are in no log, nobody is asked who he is before one, and they note uses in one store
         # alone: so they are given up where every request is to be in the log, or something is not for everybody.
-        remembers = not (settings.access_log or entrance or service.separate)
+        # Nor may the same bytes mean another source when a proxy sends them: whoever is first would choose for both.
+        hosts_by_proxies = settings.trusted_proxies and settings.source_names.hosts
+        remembers = not (settings.access_log or entrance or service.separate or hosts_by_proxies)
         hot = HotAnswers(
             limits.memory_cache if remembers else 0,
             omit=frozenset({REQUEST_ID.lower()}),
@@ -124,6 +126,7 @@ async def _serve(
             if settings.binary_cache.enabled and remembers
             else never,
             trusted=service.shared.uses.trusted,
+            notes_uses=settings.retention.unused > 0,
         )
         metrics.watch_size("answers", lambda: hot.size_bytes)
         await stack.enter_async_context(metrics_served(part, hot.settle))

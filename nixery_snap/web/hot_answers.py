@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from ssl import SSLContext
@@ -103,14 +103,17 @@ class HotAnswers:
         omit: frozenset[str] = frozenset(),
         at_once: AtOnce = never,
         trusted: Callable[[], bool] = always,
+        notes_uses: bool = True,
     ) -> None:
         """`omit`: lower-cased names of headers that belong to one request only, such as its id.
 
         `at_once` is asked for what is not remembered. While the store is not `trusted`, nothing is answered here.
+        `notes_uses`: somebody calls `take_uses` now and then; else what it returns would grow for ever.
         """
         self._answers: dict[bytes, _Answer] = {}
         self._at_once = at_once
         self._trusted = trusted
+        self._notes_uses = notes_uses
         self._uses: set[str] = set()  # of answers that are no longer remembered
         self.size_bytes = 0  # of all that is remembered
         self._max_bytes = max_bytes
@@ -128,7 +131,7 @@ class HotAnswers:
             if made is None:
                 return None
             before_date, after_date, uses, length, tally = made
-            self._uses.update(uses)
+            self._note(uses)
             answer = _Answer(b"", self._date, len(before_date), always, uses, tally, length, 0, 1)
             return self._keep(head, answer, before_date, after_date)
         if not answer.valid():
@@ -206,7 +209,11 @@ class HotAnswers:
             answer.settle()
             self.size_bytes -= answer.size_bytes + len(head)
             if answer.repeated:
-                self._uses.update(answer.uses)
+                self._note(answer.uses)
+
+    def _note(self, uses: Iterable[str]) -> None:
+        if self._notes_uses:
+            self._uses.update(uses)
 
     def _renew_date(self, now: float) -> None:
         if not self._trusted():

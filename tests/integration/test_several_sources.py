@@ -1,5 +1,7 @@
 """More than one package set behind one server, by prefix and by host; and what tags there are."""
 
+import contextlib
+import http.client
 import json
 import shutil
 import subprocess
@@ -18,7 +20,7 @@ SETS = {"company": "hello", "other": "singleFile"}  # what `tool` is in each
 
 @pytest.fixture
 def registry(directory: Path, own_store: ChrootStore, start: Start) -> Iterator[Registry]:
-    config = ""
+    config = 'trusted_proxies = ["127.0.0.2"]\n'
     for name, package in SETS.items():
         shutil.copytree(EXAMPLES, directory / name / "examples")
         (directory / name / "default.nix").write_text(
@@ -45,6 +47,23 @@ def test_by_prefix_and_by_host(registry: Registry) -> None:
         )
     assert registry.manifest("tool").status == 404, "the default source has none"
     assert registry.manifest("hello").status == 200
+
+
+def test_a_client_that_says_it_is_a_proxy(registry: Registry) -> None:
+    """The same bytes, which mean the company's source only when they come from the proxy."""
+    target = "/v2/hello/manifests/latest"
+    found = []
+    for address in ("127.0.0.1", "127.0.0.2", "127.0.0.1"):
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", registry.port, timeout=120, source_address=(address, 0)
+        )
+        with contextlib.closing(connection):
+            for _ in range(2):
+                connection.request("GET", target, headers={"X-Forwarded-Host": "company.example"})
+                answer = connection.getresponse()
+                answer.read()
+                found.append(answer.status)
+    assert found == [200, 200, 404, 404, 200, 200]
 
 
 def test_tags(registry: Registry) -> None:

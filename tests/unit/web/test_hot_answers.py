@@ -424,6 +424,11 @@ def test_uses_of_repeated_answers(app: web.Application) -> None:
     answers.find(MADE, 0.0)
     answers.forget()
     assert answers.take_uses() == {"made"}
+    unasked = HotAnswers(at_once=made_at_once, notes_uses=False)
+    for _ in range(2):
+        unasked.find(MADE, 0.0)
+    unasked.forget()
+    assert unasked.take_uses() == set(), "nobody would ever take them"
     assert (answers._answers, answers.size_bytes) == ({}, 0)
 
 
