@@ -12,6 +12,9 @@ from cachetools import LRUCache
 from nixery_snap.errors import TooManyRequests
 
 _CLIENTS: Final = 65536
+_MOST_MISSING: Final = (
+    10  # times the amount: who takes at one time what he was allowed once each waits no longer
+)
 
 
 class RateLimit:
@@ -36,7 +39,8 @@ class RateLimit:
     def take(self, client: str) -> None:
         """What is not there can be taken too: it is missing later."""
         if self._amount:
-            self._buckets[client] = max(self._left(client) - 1, -1), self._clock()
+            least = -_MOST_MISSING * self._amount
+            self._buckets[client] = max(self._left(client) - 1, least), self._clock()
 
     def _left(self, client: str) -> float:
         left, since = self._buckets.get(client, (self._amount, 0.0))

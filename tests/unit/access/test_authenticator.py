@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -274,6 +275,19 @@ async def test_a_configuration_that_is_not_to_be_believed(
     setattr(provider, field, value)
     with pytest.raises(IssuerUnreachable):
         await authenticator.identify([f"Bearer {provider.keys[0].sign(payload(provider.url))}"], "client")
+
+
+async def test_guesses_at_the_same_time_are_limited(passwords: Passwords) -> None:
+    """They are all listened to, once: then the client waits as long as for as many one after the other."""
+    clock = Now()
+    authenticator = Authenticator(passwords, None, {}, RateLimit(3, 60, "enough", clock))
+    guesses = (refused(authenticator, basic(f"alice:guess {number}")) for number in range(12))
+    assert all(await asyncio.gather(*guesses))
+    clock.now += 60 * 9 / 3
+    with pytest.raises(TooManyRequests, match="enough"):
+        await authenticator.identify([basic("alice:s3cret:")], "client")
+    clock.now += 21
+    assert await authenticator.identify([basic("alice:s3cret:")], "client") == Identity("alice")
 
 
 async def test_failures_are_limited(passwords: Passwords) -> None:
