@@ -24,6 +24,8 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
+from nixery_snap.web.request_metrics import HANDLER, tally
+
 _LOOK_SECONDS: Final = 1.0
 _REFUSED: Final = "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n"
 _NETWORK_BITS: Final = 64  # of IPv6 addresses, which whoever has one has all of
@@ -187,6 +189,7 @@ class LimitedRequestHandler(web.RequestHandler):
             body = response.body if isinstance(response.body, bytes) else b""
             head = _REFUSED.format(status, response.reason, response.headers["Content-Type"], len(body))
             self.transport.write(head.encode() + body)
+            tally("other", "", status, HANDLER).add(1, len(body), 0)
         self.force_close()
 
     async def finish_response(

@@ -77,6 +77,9 @@ def test_every_answer_is_counted_once(loop: str, max_bytes: int, tmp_path: Path)
         with server.connect() as client:
             client.send(b"GET / HTTP/x\r\n\r\n")
             client.receive()
+        with server.connect() as client:
+            client.send(b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 6000)  # never a request: refused below aiohttp
+            assert client.receive().status == 431
     hot = {key: value for key, value in more.items() if key[1:2] == ("hot",)}
     assert sum(value for key, value in hot.items() if key[3:4] == ("200",)) == 30
     by_memory = more["http_requests_total", "hot", "nix-snapshotter", "200", "memory"]
@@ -89,6 +92,7 @@ def test_every_answer_is_counted_once(loop: str, max_bytes: int, tmp_path: Path)
     assert more["http_requests_total", "crash", "", "403", "handler"] == 1
     assert more["http_requests_total", "other", "", "404", "handler"] == 1
     assert more["http_requests_total", "other", "", "400", "handler"] == 1
+    assert more["http_requests_total", "other", "", "431", "handler"] == 1
 
 
 def test_names_of_a_client_make_no_series(tmp_path: Path) -> None:
