@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class NixerySnapError(Exception):
@@ -100,6 +101,10 @@ class ProblemKind(StrEnum):
     INSECURE = "insecure"
     UNSUPPORTED_SYSTEM = "unsupported-system"
     FAILED = "failed"
+
+
+EXAMPLES: Final = "; it has "
+"""In the message of a PackageProblem: behind it stand names of other attributes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from nixery_snap.access.identity import Identify, Identity, WrongCredentials
+from nixery_snap.access.identity import CATALOGUE, Identify, Identity, WrongCredentials
 from nixery_snap.access.rules import Rules
-from nixery_snap.errors import Forbidden, InvalidInput, PackagesUnavailable, Unauthenticated
+from nixery_snap.errors import EXAMPLES, Forbidden, InvalidInput, PackagesUnavailable, Unauthenticated
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.web.forwarded import client_address
 
@@ -32,6 +32,14 @@ class Grant:
         """`name` is the repository's, for which a token of ours must have been asked for."""
         names = self.who.repositories
         return (names is None or name in names) and self.rules.image(self.who, source, packages, tag)
+
+    @property
+    def catalogue(self) -> bool:
+        return self.anything and (self.who.repositories is None or CATALOGUE in self.who.repositories)
+
+    def listed(self, source: str, packages: Collection[AttributePath]) -> bool:
+        """Whether images of `packages` may be pulled, by some tag, with a token for them."""
+        return self.rules.image(self.who, source, packages, None)
 
     def search(self, source: str, tag: str) -> bool:
         return self.who.repositories is None and self.rules.search(self.who, source, tag)
@@ -81,9 +89,18 @@ def make_guard(
             raise Forbidden
         request[GRANT] = grant
         structlog.contextvars.bind_contextvars(user=who.user)
-        return await handler(request)
+        response = await handler(request)
+        if not who.is_anonymous:
+            _keep_private(response)
+        return response
 
     return guard
+
+
+def _keep_private(response: web.StreamResponse) -> None:
+    """A cache on the way would give to others what is public (RFC 9111, section 3.5)."""
+    if lasting := response.headers.get("Cache-Control"):
+        response.headers["Cache-Control"] = lasting.replace("public", "private")
 
 
 def nobody(_request: web.Request, _grant: Grant) -> bool:
@@ -108,11 +125,12 @@ def client_of(request: web.Request) -> str:
 def without_hints(
     error: PackagesUnavailable, may_have: Callable[[AttributePath], bool]
 ) -> PackagesUnavailable:
-    """The same without suggestions of what one may not have."""
+    """The same without suggestions of what one may not have, and without what there is in sets."""
     return PackagesUnavailable(
         tuple(
             replace(
                 problem,
+                message=problem.message.partition(EXAMPLES)[0],
                 suggestions=tuple(
                     hint for hint in problem.suggestions if may_have(AttributePath.parse(hint))
                 ),

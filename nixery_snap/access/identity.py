@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 ANONYMOUS_NAME: Final = "anonymous"  # in rules
+CATALOGUE: Final = "_catalog"  # among `repositories`, the list of all; none of them can have that name
 
 
 @dataclass(frozen=True, slots=True)

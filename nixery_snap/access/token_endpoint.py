@@ -11,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from nixery_snap.access.identity import Identify, WrongCredentials
+from nixery_snap.access.identity import CATALOGUE, Identify, WrongCredentials
 from nixery_snap.access.rules import Rules
 from nixery_snap.access.tokens import Tokens
 from nixery_snap.errors import InvalidFormat, InvalidName, Unauthenticated
@@ -19,6 +19,8 @@ from nixery_snap.oci.reference import check_name
 from nixery_snap.web.forwarded import asked_scheme, client_address, plain_host
 
 TOKEN_PATH: Final = "/token"  # noqa: S105 - a path
+_CATALOGUE_PATH: Final = "/v2/_catalog"
+_CATALOGUE_SCOPE: Final = "registry:catalog:*"
 _MAX_SCOPES: Final = 64
 _BASIC: Final = 'Basic realm="nixery-snap", charset="UTF-8"'
 
@@ -39,7 +41,7 @@ class Challenges:
         try:
             scope = f',scope="repository:{check_name(name)}:pull"'
         except InvalidName:
-            scope = ""
+            scope = f',scope="{_CATALOGUE_SCOPE}"' if request.path == _CATALOGUE_PATH else ""
         return f'Bearer realm="{realm}",service="{self._tokens.service}"{scope}'
 
 
@@ -77,6 +79,8 @@ def _repositories(scopes: Iterable[str]) -> set[str]:
         raise InvalidFormat("scope", f"{len(wanted)} scopes", f"at most {_MAX_SCOPES} at a time")
     names = set()
     for scope in wanted:
+        if scope == _CATALOGUE_SCOPE:
+            names.add(CATALOGUE)
         kind, _, rest = scope.partition(":")
         name, _, actions = rest.rpartition(":")
         if kind == "repository" and {"pull", "*"} & set(actions.split(",")):

@@ -12,6 +12,7 @@ from typing import Any, Final
 from rapidfuzz import fuzz, process
 
 from nixery_snap.errors import (
+    EXAMPLES,
     EvaluationFailed,
     ExperimentalFeatureMissing,
     InvalidFormat,
@@ -149,7 +150,7 @@ def _wrong_kind(name: AttributePath, answer: dict[str, Any]) -> PackageProblem:
     message = f"{AttributePath(tuple(answer['path']))} is a {kind}, not a package"
     if answer["examples"]:
         examples = ", ".join(answer["examples"][:5])
-        message += f"; name one of its attributes instead, as {name}.NAME; it has {examples}"
+        message += f"; name one of its attributes instead, as {name}.NAME{EXAMPLES}{examples}"
         if len(answer["examples"]) > 5:
             message += " …"
     return PackageProblem(str(name), ProblemKind.WRONG_KIND, message)

@@ -22,7 +22,7 @@ def registry_needs(*, asks: bool) -> Mapping[str, Need]:
         "/v2/{name}/blobs/uploads/{upload}": _image,
         "/v2/{name}/referrers/{digest}": _image,
         "/v2/{name}/tags/list": _image,
-        "/v2/_catalog": anything,
+        "/v2/_catalog": _catalogue,
         "/api/v1/packages": _search,
         "/healthz": everybody,
         "/readyz": everybody,
@@ -41,6 +41,10 @@ def _image(request: web.Request, grant: Grant) -> bool:
     tag = None if ":" in reference else reference
     asked = request.app[REGISTRY].grammar.parse(name, host=asked_host(request))
     return grant.image(name, asked.source, asked.names, tag)
+
+
+def _catalogue(_request: web.Request, grant: Grant) -> bool:
+    return grant.catalogue
 
 
 def _search(request: web.Request, grant: Grant) -> bool:

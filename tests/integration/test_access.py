@@ -289,6 +289,27 @@ def test_what_is_suggested_is_allowed(world: Guarded) -> None:
     answer = world.get("/v2/helo/manifests/latest", basic("bob", "bob"))
     assert "did you mean hello" in answer.error["message"]
     assert is_refused(world.get("/v2/helo/manifests/latest", None), 401)
+    answer = world.get("/v2/python3packages/manifests/latest", basic("bob", "bob"))
+    assert answer.error["message"].endswith("name one of its attributes instead, as python3packages.NAME")
+
+
+def test_caches_on_the_way_keep_nothing_for_others(world: Guarded, private: dict[str, str]) -> None:
+    for target in (
+        f"/v2/{PRIVATE}/manifests/{private['manifest']}",
+        f"/v2/{PRIVATE}/blobs/{private['config']}",
+        f"/v2/internal/{SECRET}/blobs/{private['layer']}",
+        f"/nix-cache-of/internal/{private['path']}.narinfo",
+        f"/nix-cache-of/internal/{private['nar']}",
+        "/nix-cache/nix-cache-info",
+    ):
+        first = world.get(target)
+        again = world.get(target, **{"If-None-Match": first.headers["etag"]})
+        assert (first.status, again.status) == (200, 304)
+        for answer in (first, again):
+            assert re.match(r"private, max-age=\d+", answer.headers["cache-control"]), target
+    hello = world.get("/v2/hello/manifests/latest", None, Accept=OCI_MANIFEST)
+    blob = world.get(f"/v2/hello/blobs/{hello.json()['config']['digest']}", None)
+    assert blob.headers["cache-control"].startswith("public,"), "strangers may have it"
 
 
 # --- attacks ---------------------------------------------------------------------------------------------
@@ -366,6 +387,34 @@ def test_tokens(world: Guarded) -> None:
     assert world.get("/token?service=another").status == 400
     assert world.get("/token?scope=" + "%20".join(["repository:x:pull"] * 65)).status == 400
     assert world.get("/token?scope=repository:A%22:pull").status == 400
+
+
+def test_catalogue(world: Guarded, private: dict[str, str]) -> None:
+    """Everybody is told of what he may have, by whatever he shows."""
+    assert private
+    for name in ("hello", "hello/which", "curl"):
+        assert world.get(f"/v2/{name}/manifests/latest").status == 200
+
+    def names(authorization: str | None) -> set[str]:
+        answer = world.get("/v2/_catalog", authorization)
+        assert answer.status == 200, answer
+        return set(answer.json()["repositories"])
+
+    everything, bobs = names(""), names(basic("bob", "bob"))
+    assert {PRIVATE, f"internal/{SECRET}", "curl", "hello"} <= everything
+    assert {"curl", "hello"} <= bobs
+    assert bobs == {name for name in everything if SECRET not in name}
+    assert {"hello", "hello/which"} <= names(None)
+    assert not any("curl" in name or SECRET in name for name in names(None))
+    assert names(f"Bearer {token(world, 'registry:catalog:*')}") == everything
+    assert names(f"Bearer {token(world, 'registry:catalog:*', basic('bob', 'bob'))}") == bobs
+    for scope in ("repository:hello:pull", "registry:catalog:", "repository:_catalog:push"):
+        answer = world.get("/v2/_catalog", f"Bearer {token(world, scope)}")
+        assert is_refused(answer, 401)
+        assert answer.headers["www-authenticate"].endswith(',scope="registry:catalog:*"')
+    page = world.get("/v2/_catalog?n=1", basic("bob", "bob"))
+    assert page.json()["repositories"] == [min(bobs)]
+    assert page.headers["link"].startswith("</v2/_catalog?n=1&last=")
 
 
 def test_forged_tokens(world: Guarded) -> None:
