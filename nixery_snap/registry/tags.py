@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -28,9 +29,17 @@ async def get_tags(request: web.Request) -> web.Response:
         raise StillWorking(
             registry.wait_seconds, _RETRY_AFTER_SECONDS, "the source is asked for tags"
         ) from None
-    if grant := request.get(GRANT):
-        tags = [tag for tag in tags if grant.image(name, asked.source, asked.names, tag)]
-    return page(request, sorted(tags, key=_order), _order, lambda found: {"name": name, "tags": found})
+    grant = request.get(GRANT)
+
+    def may_have(tag: str) -> bool:
+        return grant is None or grant.image(name, asked.source, asked.names, tag)
+
+    found = sorted(tags, key=_order)
+    return await asyncio.to_thread(page, request, found, _order, partial(_listed, name), may_have)
+
+
+def _listed(name: str, tags: list[str]) -> dict[str, Any]:
+    return {"name": name, "tags": tags}
 
 
 def _order(tag: str) -> tuple[str, str]:
