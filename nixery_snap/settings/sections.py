@@ -290,7 +290,8 @@ class LimitSettings(Section):
     body_bytes: int = Field(default=64 * 1024, ge=0)
     """Bytes of a request's body, else 413."""
     request_timeout: float = Field(default=10, gt=0)
-    """Seconds in which a request's head must come once its first byte has, else 408; and again its body."""
+    """Seconds in which a request's head must come once its first byte has, else 408; and again its body; and a TLS
+    handshake."""
     idle_timeout: float = Field(default=300, gt=0)
     """Seconds after which a connection is closed on which nothing is asked; more than a reverse proxy keeps its own."""
     stall_timeout: float = Field(default=60, gt=0)

@@ -38,7 +38,8 @@ BAD_REQUEST: Final[web.AppKey[BadRequest]] = web.AppKey("bad_request")
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`request_seconds` are for a request's head, and again for its body; `total` is of all clients together."""
+    """`request_seconds` are for a TLS handshake, for a request's head, and again for its body; `total` is of all
+    clients together."""
 
     url_bytes: int = 8190
     header_bytes: int = 32 * 1024

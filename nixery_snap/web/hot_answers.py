@@ -322,4 +322,11 @@ async def serve_hot(
     def protocol() -> HotRequestHandler:
         return HotRequestHandler(manager, answers, connections, loop=loop, **options)
 
-    return [await loop.create_server(protocol, sock=sock, backlog=backlog, ssl=ssl) for sock in sockets]
+    # Before its handshake is over a connection is not known here, and the loop would give it a minute.
+    handshake_seconds = connections.limits.request_seconds if ssl else None
+    return [
+        await loop.create_server(
+            protocol, sock=sock, backlog=backlog, ssl=ssl, ssl_handshake_timeout=handshake_seconds
+        )
+        for sock in sockets
+    ]

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 
@@ -9,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from nixery_snap.web.connections import LIMITS, ConnectionLimits, client_of
-from nixery_snap.web.hot_answers import HOT, HotAnswers, always
+from nixery_snap.web.hot_answers import HOT, HotAnswers, always, serve_hot
 from tests.unit.web.servers import Client, Server, request, serving
 
 SMALL = ConnectionLimits(
@@ -197,3 +199,23 @@ def test_requests_on_one_connection(server: Server, path: str) -> None:
 )
 def test_who_a_client_is(peer: object, client: str) -> None:
     assert client_of(asyncio.BaseTransport({"peername": peer})) == client
+
+
+async def test_tls_that_never_begins() -> None:
+    """Nothing counts such connections, so they must not last."""
+    runner = web.AppRunner(web.Application())
+    runner.app[LIMITS] = SMALL
+    await runner.setup()
+    sock = socket.create_server(("127.0.0.1", 0))
+    sock.setblocking(False)
+    [listener] = await serve_hot(
+        runner, HotAnswers(), sockets=[sock], ssl=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    )
+    try:
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        async with asyncio.timeout(30):
+            assert await reader.read() == b""
+        writer.close()
+    finally:
+        listener.close()
+        await runner.cleanup()
