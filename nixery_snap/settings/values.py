@@ -101,10 +101,12 @@ def _cache_url(text: str) -> str:
 
 
 def _http_url(text: str) -> str:
-    """An http or https URL."""
+    """An http or https URL without secrets."""
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ValueError("it must be an http or https URL")  # not what it is instead: it may hold a password
+    if "@" in parts.netloc or parts.query:  # whoever sends spans logs the URL when it cannot
+        raise ValueError("it must have no user, password or query: OTEL_EXPORTER_OTLP_HEADERS takes credentials")
     return text
 
 
