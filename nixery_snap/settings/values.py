@@ -101,12 +101,12 @@ def _cache_url(text: str) -> str:
 
 
 def _http_url(text: str) -> str:
-    """An http or https URL without secrets."""
+    """An http or https URL without a query."""
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ValueError("it must be an http or https URL")  # not what it is instead: it may hold a password
-    if "@" in parts.netloc or parts.query:  # whoever sends spans logs the URL when it cannot
-        raise ValueError("it must have no user, password or query: OTEL_EXPORTER_OTLP_HEADERS takes credentials")
+    if parts.query:  # whoever sends spans logs it when they cannot be sent
+        raise ValueError("it must have no query: OTEL_EXPORTER_OTLP_HEADERS takes credentials")
     return text
 
 

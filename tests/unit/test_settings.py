@@ -208,7 +208,6 @@ def test_shown_without_secrets(file: Path) -> None:
         "substituters = [{ url = 'ftp://me:pa55@host/x' }]",
         "[binary_cache]\nupstreams = ['https://me:pa55@host/x']",
         "substituters = [{ url = 'https://me:pa55@host' }, { url = 'https://host' }]",
-        "[tracing]\nendpoint = 'https://me:pa55@host/v1/traces'",
         "[tracing]\nendpoint = 'https://host/v1/traces?key=pa55'",
     ],
 )
