@@ -84,7 +84,7 @@ class _Check:
             await self._pass(f"{kind} records", f"{kind} record", objects(self._store, prefix), self._record)
         await self._pass("pins", "pin", objects(self._store, "pins"), self._pin)
         # Whoever removes in this order never leaves something that names what is gone.
-        self._found.sort(key=lambda found: (-found[0], found[1].key.startswith("nar/"), found[1].key))
+        self._found.sort(key=lambda found: (found[1].key.startswith("nar/"), -found[0], found[1].key))
         self.checked.findings = [finding for _, finding in self._found]
 
     async def _pass(
@@ -136,12 +136,9 @@ class _Check:
             self._narinfos.add(narinfo.url)
         except FileNotFoundError:
             problem = f"{narinfo.url} is missing"
-        except InvalidFormat as error:
+        except InvalidFormat as error:  # whose fault it is, the file's own name tells: others may need it
             problem = f"{narinfo.url}: {error.reason}"
-            self._narinfos.add(narinfo.url)
         if problem and await self._store.get(one.key) == content:
-            if await self._store.exists(narinfo.url):
-                self._find(narinfo.url, problem)
             self._find(one.key, problem)
             self._bad_paths.add(hash_part)
 

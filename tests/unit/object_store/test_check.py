@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import Callable
 
 import pytest
@@ -141,6 +142,18 @@ async def test_a_broken_nar(store: ObjectStore, filled: Filled) -> None:
     expected = {nar, narinfo(filled), manifest(filled.snapshotter), record(filled.snapshotter)}
     assert {finding.key for finding in found.findings} == expected
     await repaired(store, found, expected)
+
+
+async def test_a_wrong_narinfo_takes_no_whole_nar_with_it(store: ObjectStore, filled: Filled) -> None:
+    """Paths of the same content share a NAR: that of another one still needs it."""
+    name = narinfo(filled)
+    content = (await store.get(name) or b"").decode()
+    other = f"{store_path('twin').hash_part}.narinfo"
+    await store.put(other, content.replace(str(filled.inner), str(store_path("twin"))).encode())
+    assert (await checked(store)).findings == []
+    await store.put(name, re.sub("(?m)^NarSize: .*$", "NarSize: 1", content).encode())
+    found = await checked(store)
+    await repaired(store, found, {name, manifest(filled.snapshotter), record(filled.snapshotter)})
 
 
 async def test_a_missing_nar(store: ObjectStore, filled: Filled) -> None:
