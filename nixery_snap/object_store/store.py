@@ -236,10 +236,10 @@ class ObjectStore:
 
     def read(self, key: str, start: int, length: int | None) -> Iterator[bytes]:
         """Blocking. Raises FileNotFoundError for an absent key."""
-        if self._files is not None:
-            yield from self._files.read(key, start, length)
-            return
         with _translated_but_absence(key):
+            if self._files is not None:
+                yield from self._files.read(key, start, length)
+                return
             size_bytes = obstore.head(self._store, key)["size"]
             end = size_bytes if length is None else start + length
             if end > size_bytes:

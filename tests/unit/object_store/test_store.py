@@ -147,6 +147,14 @@ async def test_operating_system_errors_are_ours(store: ObjectStore, root: Path) 
         await store.put_if_absent(keys.blob(digest), CONTENT)
 
 
+def test_what_cannot_be_read_is_a_storage_error(store: ObjectStore, root: Path) -> None:
+    (root / "loop").symlink_to("loop")
+    with pytest.raises(StorageError):
+        b"".join(store.read("loop", 0, None))
+    with pytest.raises(FileNotFoundError):
+        b"".join(store.read("absent", 0, None))
+
+
 async def test_directories_with_odd_names(tmp_path: Path) -> None:
     root = tmp_path / "with space äöü"
     store = ObjectStore(f"file://{root}")
