@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from nixery_snap.ports import CacheFiles
+
+_URL: Final = re.compile(rb"^URL: (nar/[!-~]+)$", re.MULTILINE)  # of a narinfo
 
 
 class OwnTransport:
@@ -18,7 +21,11 @@ class OwnTransport:
         self._files = files
 
     async def get(self, name: str, max_bytes: int) -> bytes | None:
-        return await self._files.get(name)
+        content = await self._files.get(name)
+        url = _URL.search(content) if content and name.endswith(".narinfo") else None
+        if url and await self._files.locate(url[1].decode()) is None:
+            return None  # removed while the narinfo was written: the path is published again
+        return content
 
     @asynccontextmanager
     async def stream(self, name: str, first_bytes: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -184,6 +184,26 @@ async def test_push_every(tmp_path: Path) -> None:
         assert its.own.published == {"one", "two", "three", "public"}
 
 
+async def test_what_is_removed_while_it_is_published(tmp_path: Path) -> None:
+    """A sweep that began before takes the NARs after the narinfos: what was there for one, is gone for the other."""
+    async with wired(tmp_path, names_closure_info=True) as its:
+        closure = closure_of(its.own.add("one", {"a": b"1"}))
+        await its.offer(closure)
+        narinfos = [*its.own.root.glob("*.narinfo")]
+        nars = [*its.own.root.glob("nar/*")]
+        assert len(narinfos) == len(nars) == 2
+        for narinfo in narinfos:
+            narinfo.unlink()
+        its.own.substituter.forget()
+        await its.offer(closure)
+        for nar in nars:
+            nar.unlink()
+        its.own.substituter.forget()  # as after every sweep
+        await its.offer(closure)
+        assert {*its.own.root.glob("nar/*")} == {*nars}
+        assert {*its.own.root.glob("*.narinfo")} == {*narinfos}
+
+
 # --- which clients there are ------------------------------------------------------------------------
 
 
