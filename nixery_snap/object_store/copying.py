@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
@@ -24,19 +24,24 @@ from nixery_snap.object_store.contents import named_by
 from nixery_snap.object_store.marking import LISTING, NARINFO, is_narinfo, is_of_cache, read_narinfo
 from nixery_snap.object_store.references import Part
 from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.object_store.sweeps import Sweeps
 from nixery_snap.object_store.walking import Names, Stored, each, listed, objects
 
 log = structlog.get_logger()
 
 _SEPARATE: Final = "separate"
 # What a process tells others of the same store, what belongs to the place, and stores within the store.
-_STAYS: Final = ("leases/", f"{keys.STAGING}/", "secrets/", f"{_SEPARATE}/", "format", keys.SWEEP)
-_MOVING: Final = ("pins/", "nix-cache-info")
+_STAYS: Final = (
+    *(f"{keys.LEASES}/", f"{keys.STAGING}/", "secrets/", f"{_SEPARATE}/"),
+    *(keys.FORMAT, keys.SWEEP, keys.USAGE_BEGIN),
+)
+_MOVING: Final = ("pins/", f"{keys.IMAGE_NAMES}/", "nix-cache-info")
 _SMALL_BYTES: Final = 1024 * 1024
 _RECORD_ORDER: Final = (
     *("recipe", *references.MEMO_KINDS, *references.LAYER_KINDS, "index-part", "index", "image"),
 )
 _NIX_BASE32_LENGTH: Final = 52
+_PACE_SECONDS: Final = 30  # as sweeps have it at most
 
 Advance = Callable[[int, int], None]
 """Takes how many more objects and bytes are done."""
@@ -75,9 +80,16 @@ async def totals(source: ObjectStore) -> tuple[int, int]:
 
 async def copy(source: ObjectStore, target: ObjectStore, advance: Advance) -> Copied:
     """Raises StorageError."""
-    one = _Copy(source, target, advance)
-    await one.run()
-    return one.copied
+    sweeps, swept, copied = Sweeps(target, _PACE_SECONDS), None, Copied()
+    # Again when servers of the target may just have removed what nothing named there yet.
+    while swept != (now := await sweeps.settled()):
+        swept = now
+        one = _Copy(source, target, advance)
+        await one.run()
+        copied = replace(
+            one.copied, objects=copied.objects + one.copied.objects, bytes=copied.bytes + one.copied.bytes
+        )
+    return copied
 
 
 class _Copy:
@@ -188,6 +200,7 @@ class _Copy:
                     copied = await self._copy_small(name)
                 else:
                     if there is not None:  # cut off, or by somebody else
+                        await asyncio.to_thread(self._look, name)  # or it is this one that is
                         await self._target.delete(name)
                     copied = await asyncio.to_thread(self._copy, name)
             except FileNotFoundError:
@@ -210,6 +223,13 @@ class _Copy:
         _compare(name, hashlib.sha256(content).digest())
         await self._target.put(name, content)
         return len(content)
+
+    def _look(self, name: str) -> None:
+        """Blocking. Raises like `_copy`."""
+        seen = hashlib.sha256()
+        for chunk in self._source.read(name, 0, None):
+            seen.update(chunk)
+        _compare(name, seen.digest())
 
     def _copy(self, name: str) -> int:
         """Blocking; the size. Raises InvalidFormat for what is not what its name says, FileNotFoundError."""

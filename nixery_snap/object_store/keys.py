@@ -47,6 +47,7 @@ SWEEP: Final = "sweep.json"
 USAGE: Final = "usage"
 USAGE_BEGIN: Final = "usage/begin"
 IMAGE_NAMES: Final = "names"
+LEASES: Final = "leases"
 _NAME_LENGTH: Final = 200
 
 
@@ -75,7 +76,7 @@ def pin(source: str, tag: str) -> str:
 
 
 def lease(key: str, number: int) -> str:
-    return f"leases/{key}.{number}"
+    return f"{LEASES}/{key}.{number}"
 
 
 def cache_file(name: str) -> str:

@@ -10,10 +10,11 @@ from nixery_snap.object_store import keys
 from nixery_snap.object_store.check import check
 from nixery_snap.object_store.copying import copy, store_at, stores_of, totals
 from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.object_store.sweeps import Marker, State
 from tests.stored import Filler, names
 from tests.unit.object_store.test_check import Filled, manifest, record
 
-STAYS = {keys.SWEEP, "leases/x.0", "staging/x", "secrets/signing-key", "format"}
+STAYS = {keys.SWEEP, keys.USAGE_BEGIN, "leases/x.0", "staging/x", "secrets/signing-key", "format"}
 
 
 def ignore(objects: int, size_bytes: int) -> None:
@@ -132,6 +133,44 @@ async def test_what_was_cut_off_in_the_target_is_replaced(
     await target.put(keys.blob(digest), b"half of it")
     await copy(source, target, ignore)
     await assert_same(source, target)
+
+
+async def test_what_is_broken_replaces_nothing(source: ObjectStore, target: ObjectStore) -> None:
+    digest = await Filler(source).blob(bytes(2**20 + 20))
+    await copy(source, target, ignore)
+    await source.put(keys.blob(digest), bytes(2**20 + 19))
+    assert (await copy(source, target, ignore)).broken
+    assert await target.get(keys.blob(digest)) == bytes(2**20 + 20)
+
+
+class Swept(ObjectStore):
+    """Its own servers sweep it when the first record comes: nothing has named the blobs and NARs until then."""
+
+    sweeps = 1
+
+    async def put(self, key: str, content: bytes) -> None:
+        if key.startswith("records/") and self.sweeps:
+            self.sweeps -= 1
+            await self.delete_many([*await names(self, "blobs"), *await names(self, "nar")])
+            await super().put(keys.SWEEP, bytes(Marker("theirs", State.DONE)))
+        await super().put(key, content)
+
+
+async def test_into_a_store_that_is_swept_meanwhile(
+    source: ObjectStore, filled: Filled, tmp_path: Path
+) -> None:
+    target = Swept(f"file://{tmp_path}/target")
+    await copy(source, target, ignore)
+    assert target.sweeps == 0
+    assert (await check(target, decompress, lambda line: None)).findings == []
+    assert await names(target) - {keys.SWEEP} == await names(source) - STAYS
+
+
+async def test_names_follow_their_newest_image(source: ObjectStore, target: ObjectStore) -> None:
+    for image in ("0" * 64, "1" * 64):
+        await source.put(keys.image_name("a"), image.encode())
+        await copy(source, target, ignore)
+        assert await target.get(keys.image_name("a")) == image.encode()
 
 
 async def test_beside_somebody_who_writes(source: ObjectStore, target: ObjectStore, filled: Filled) -> None:
