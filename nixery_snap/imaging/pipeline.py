@@ -327,6 +327,7 @@ class Pipeline:
     def forget(self) -> None:
         """What was seen in the store."""
         self._whole.clear()
+        self._named.clear()
 
     async def _from_record(self, key: str, request: ImageRequest, pin: Pin) -> Image | None:
         image = await self._recorded_image(key, request, pin)

@@ -21,6 +21,7 @@ log = structlog.get_logger()
 
 NARINFO: Final = ".narinfo"
 LISTING: Final = ".ls"
+_HASH_PART_LENGTH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Marking:
                 self._follow(key)
             case UseKind.FILE:
                 self._files.add(f"nar/{key}")
+                self._follow(key[:_HASH_PART_LENGTH])  # so begins what was read through, before it was kept
 
     async def _used_file(self, one: Stored) -> None:
         """Clients remember narinfos for weeks, and then ask for NARs alone."""

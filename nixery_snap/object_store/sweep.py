@@ -39,6 +39,7 @@ from nixery_snap.object_store.walking import Names, Stored, each, objects
 from nixery_snap.ports import Progress
 
 _DELETED: Final = 1000  # objects in one request, as S3 has it
+_NAMING: Final = ("name", *references.LAYER_KINDS)  # kept as long as what they name
 _LEFT_BEHIND: Final = re.compile("#[0-9]+$")
 _LEFT_SECONDS: Final = 24 * 3600
 
@@ -96,6 +97,7 @@ class _Sweep:
     async def sweep(self, remove: Remove) -> None:
         """Give `remove` all that is to go, in an order in which it can: first what names something."""
         self._progress("removing")
+        await self._pass("name", keys.IMAGE_NAMES, remove)
         await self._pass("image", "records/image", remove)
         manifests: list[Stored] = []
         indexes: list[Stored] = []
@@ -120,6 +122,7 @@ class _Sweep:
         await self._pass("cache", "", remove, gone)
         await self._pass("pin", "pins", remove)
         await self._pass("journal", keys.USAGE, remove)
+        await self._pass("lease", keys.LEASES, remove)
 
     async def _pass(self, kind: str, prefix: str, remove: Remove, gone: Container[str] = frozenset()) -> None:
         dead: list[Stored] = []
@@ -127,7 +130,7 @@ class _Sweep:
         async def look(one: Stored) -> None:
             if one.key in gone or (kind == "cache" and not is_of_cache(one)):
                 return
-            if self._is_dead(one) and not (kind in references.LAYER_KINDS and await self._names_live(one)):
+            if self._is_dead(one) and not (kind in _NAMING and await self._names_live(one)):
                 dead.append(one)
                 if len(dead) >= _DELETED:
                     some = dead[:]
@@ -158,7 +161,9 @@ class _Sweep:
                 if known is None:  # of another version of this program
                     return False
                 return known[0] not in references.MEMO_KINDS or one.modified < self._since.made
-            case "pins":
+            case keys.IMAGE_NAMES:
+                return True
+            case "pins" | keys.LEASES:  # whoever lives renews his lease
                 return one.modified < self._since.made
             case keys.USAGE:
                 return one.modified < self._since.used
@@ -166,7 +171,10 @@ class _Sweep:
                 return is_of_cache(one)
 
     async def _names_live(self, one: Stored) -> bool:
-        """Of a layer's or member's record. One that cannot be read is of no use to anybody."""
+        """Of a layer's or member's record, or an image's name. One that cannot be read is of no use to anybody."""
+        if one.key.startswith(f"{keys.IMAGE_NAMES}/"):
+            image = (await self._store.get(one.key) or b"").decode(errors="replace")
+            return keys.record("image", image) in self._marking.live
         known, value = references.kind_and_key(one.key), await read_record(self._store, one.key)
         try:
             return known is not None and any(

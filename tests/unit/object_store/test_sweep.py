@@ -134,6 +134,34 @@ async def test_a_path_that_nix_fetches_is_kept_with_its_closure(store: ObjectSto
     assert len(await names(store, "nar")) == 2
 
 
+async def test_a_path_that_was_read_through_is_kept(store: ObjectStore) -> None:
+    """Clients remember the name that its NAR had before it was kept."""
+    path = await Filler(store).path("upstream")
+    asked = f"{path.path.hash_part}{path.nar_hash.removeprefix('sha256:')}.nar.xz"
+    await swept(store, 40, use(UseKind.FILE, asked))
+    assert f"{path.path.hash_part}.narinfo" in await names(store)
+    assert len(await names(store, "nar")) == 1
+
+
+async def test_names_go_with_their_images(store: ObjectStore) -> None:
+    fill = Filler(store)
+    for name in ("kept", "gone"):
+        image = await fill.image(name)
+        await store.put(keys.image_name(name), image.key.encode())
+    await store.put(keys.image_name("strange"), b"\xff/")
+    report = await swept(store, 40, use(UseKind.IMAGE, key_of("kept")))
+    assert await names(store, keys.IMAGE_NAMES) == {keys.image_name("kept")}
+    assert (report.removed["name"], report.kept["name"]) == (2, 1)
+
+
+async def test_leases_of_the_dead(store: ObjectStore) -> None:
+    await store.put(keys.lease("a", 0), b"{}")
+    await swept(store, 20)
+    assert await names(store, "leases")
+    await swept(store)
+    assert not await names(store, "leases")
+
+
 async def test_a_used_attribute_index_is_kept(store: ObjectStore) -> None:
     fill = Filler(store)
     kept, gone = await fill.attribute_index("kept"), await fill.attribute_index("gone")
@@ -197,7 +225,6 @@ async def test_what_is_strange_is_left_alone(store: ObjectStore) -> None:
     strange = [
         "records/newer/aa/aa.json",
         "blobs/sha256/zz/zz",
-        "leases/x",
         "README",
         "secrets/key",
         "a/b.narinfo",
