@@ -22,6 +22,7 @@ import structlog
 from nixery_snap.errors import StorageError
 from nixery_snap.object_store import keys
 from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.object_store.walking import happens
 from nixery_snap.oci import canonical_json
 from nixery_snap.ports import Progress
 
@@ -44,11 +45,12 @@ class StoredLeases:
     @asynccontextmanager
     async def held(self, key: str, progress: Progress) -> AsyncIterator[None]:
         number = await self._take(key, progress)
-        renewal = asyncio.create_task(self._renew(keys.lease(key, number)))
+        ended = asyncio.Event()
+        renewal = asyncio.create_task(self._renew(keys.lease(key, number), ended))
         try:
             yield
         finally:
-            renewal.cancel()
+            ended.set()  # if it were cancelled, a sign of life on its way would come after the end
             await asyncio.gather(renewal, return_exceptions=True)
             try:
                 for given_up in range(number + 1):
@@ -89,9 +91,8 @@ class StoredLeases:
             pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS, self._lease_seconds / 4)
         return None
 
-    async def _renew(self, name: str) -> None:
-        while True:
-            await asyncio.sleep(self._lease_seconds / _SIGNS_OF_LIFE)
+    async def _renew(self, name: str, ended: asyncio.Event) -> None:
+        while not await happens(ended, self._lease_seconds / _SIGNS_OF_LIFE):
             try:
                 await self._store.put(name, self._sign_of_life())
             except StorageError as error:

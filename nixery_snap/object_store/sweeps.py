@@ -25,6 +25,7 @@ import structlog
 from nixery_snap.errors import StorageError
 from nixery_snap.object_store import keys
 from nixery_snap.object_store.store import ObjectStore
+from nixery_snap.object_store.walking import happens
 from nixery_snap.oci import canonical_json
 
 log = structlog.get_logger()
@@ -134,6 +135,7 @@ class Hold:
         self._pace_seconds = pace_seconds
         self._marker = Marker(uuid.uuid4().hex, State.ANNOUNCED)
         self._beaten = float("-inf")
+        self._beating = asyncio.Lock()
 
     def check(self) -> None:
         """To be called before anything is removed. Raises StorageError when others may think that we are gone."""
@@ -148,13 +150,16 @@ class Hold:
         """Until none trusts what it knew before the announcement."""
         await asyncio.sleep(self._pace_seconds * _LEAD + _LEAD_SECONDS)
 
-    async def keep(self) -> None:
-        """Give signs of life until cancelled."""
-        while True:
-            await asyncio.sleep(self._pace_seconds / _POLLS)
+    async def keep(self, ended: asyncio.Event) -> None:
+        """Give signs of life until then. Not to be cancelled: a sign on its way would come after the end."""
+        while not await happens(ended, self._pace_seconds / _POLLS):
             await self._beat()
 
     async def _beat(self, *, first: bool = False) -> None:
+        async with self._beating:  # an old state must not come after a new one
+            await self._write(first=first)
+
+    async def _write(self, *, first: bool) -> None:
         begun = time.monotonic()
         found = await self._store.get(keys.SWEEP)
         if not first and (found is None or Marker.parse(found).sweep != self._marker.sweep):
@@ -176,10 +181,11 @@ async def announced(store: ObjectStore, pace_seconds: float) -> AsyncIterator[Ho
             raise StorageError("another sweep of this store is under way")
     hold = Hold(store, pace_seconds)
     await hold.enter(State.ANNOUNCED)
-    keeping = asyncio.ensure_future(hold.keep())
+    ended = asyncio.Event()
+    keeping = asyncio.ensure_future(hold.keep(ended))
     try:
         yield hold
     finally:
-        keeping.cancel()
+        ended.set()
         await asyncio.gather(keeping, return_exceptions=True)
         await hold.enter(State.DONE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple, TypeVar
 
 from nixery_snap.object_store.store import ObjectStore
@@ -69,3 +70,11 @@ async def each(items: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) 
 async def listed(items: Iterable[T]) -> AsyncIterator[T]:
     for item in items:
         yield item
+
+
+async def happens(event: asyncio.Event, seconds: float) -> bool:
+    """Waits for it, so long at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()

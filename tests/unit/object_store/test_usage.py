@@ -5,6 +5,7 @@ import pytest
 
 from nixery_snap.errors import StorageError
 from nixery_snap.object_store import keys
+from nixery_snap.object_store.leases import StoredLeases
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.object_store.sweeps import Hold, Marker, State, Sweeps, announced
 from nixery_snap.object_store.usage import StoredUses
@@ -233,3 +234,44 @@ async def test_a_sweep_does_not_begin_beside_another(store: ObjectStore) -> None
         with pytest.raises(StorageError, match="under way"):
             async with announced(store, PACE):
                 raise AssertionError
+
+
+class Late(ObjectStore):
+    """What is being written comes to its end even when nobody waits any more, as with threads and servers."""
+
+    seconds = 0.0
+
+    async def put(self, key: str, content: bytes) -> None:
+        seconds, self.seconds = self.seconds, 0.0
+        self.begun.set()
+        await asyncio.shield(asyncio.ensure_future(self._put(key, content, seconds)))
+
+    async def _put(self, key: str, content: bytes, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await super().put(key, content)
+
+    async def next_put(self) -> None:
+        """Waits until one has begun, which will take a while."""
+        self.seconds, self.begun = 0.2, asyncio.Event()
+        await self.begun.wait()
+
+    def __init__(self) -> None:
+        super().__init__("memory://")
+        self.begun = asyncio.Event()
+
+
+async def test_the_end_of_a_sweep_is_its_last_word() -> None:
+    store = Late()
+    async with announced(store, PACE) as hold:
+        await hold.enter(State.SWEEPING)
+        await store.next_put()
+    await asyncio.sleep(0.3)
+    assert Marker.parse(await store.get(keys.SWEEP) or b"").state is State.DONE
+
+
+async def test_nothing_is_left_of_a_lease() -> None:
+    store = Late()
+    async with StoredLeases(store, 0.3).held("key", print):
+        await store.next_put()
+    await asyncio.sleep(0.3)
+    assert [key async for key, _ in store.list("leases")] == []
