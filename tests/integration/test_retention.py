@@ -134,6 +134,7 @@ def test_beside_a_running_server(registry: Registry) -> None:
         assert report["removed"]["bytes"]["blob"] > layer["size"]
         assert report["removed"]["objects"]["narinfo"] >= 123
     assert fsck(registry) == []
+    assert catalogue(registry) == {"hello"}
     assert registry.pull("hello") == used
     for image in unused:
         assert by_digest(registry, image) == 404, "answered from memory"
@@ -142,8 +143,13 @@ def test_beside_a_running_server(registry: Registry) -> None:
     assert registry.get(f"/nix-cache/{closure_info(unused[1]).hash_part}.narinfo").status == 404
     assert len(list(roots.iterdir())) < kept_roots
     assert {name: registry.pull(name) for name in images} == images
+    assert catalogue(registry) == {*images}
     assert registry.get(f"/nix-cache/{closure_info(unused[1]).hash_part}.narinfo").status == 200
     assert fsck(registry) == []
+
+
+def catalogue(registry: Registry) -> set[str]:
+    return set(json.loads(registry.get("/v2/_catalog").body)["repositories"])
 
 
 def closure_info(image: Image) -> StorePath:
