@@ -72,12 +72,15 @@ async def remove_roots(settings: Settings, objects: ObjectStore) -> None:
     """Of images that are no longer recorded, whoever removed them. Raises StorageError."""
     # Links come first, when an image is built, and its record last.
     before = time.time() - max(settings.retention.grace, settings.nix.build_timeout)
-    links = await asyncio.to_thread(_links, settings.gc_roots_path, before)
-    stores = (objects, *open_every(settings)) if links else ()
-    for key, some in links.items():
-        if not any([await one.exists(keys.record("image", key)) for one in stores]):
-            await asyncio.to_thread(_unlink, some)
-            log.info("roots-removed", image=key, links=len(some))
+    try:
+        links = await asyncio.to_thread(_links, settings.gc_roots_path, before)
+        stores = (objects, *open_every(settings)) if links else ()
+        for key, some in links.items():
+            if not any([await one.exists(keys.record("image", key)) for one in stores]):
+                await asyncio.to_thread(_unlink, some)
+                log.info("roots-removed", image=key, links=len(some))
+    except OSError as error:
+        raise StorageError(f"links to store paths cannot be removed: {error}") from error
 
 
 def _links(directory: Path, before: float) -> dict[str, list[Path]]:

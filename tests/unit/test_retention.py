@@ -6,15 +6,28 @@ import pytest
 
 from nixery_snap import retention
 from nixery_snap.adapters import open_every
+from nixery_snap.errors import StorageError
 from nixery_snap.object_store import keys
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.settings import Settings, load_settings
 
 
-async def test_links_of_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stores are opened once, however many links there are: each is a connection, or reads a directory."""
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
     flags = {"storage": f"file://{tmp_path}/storage", "cache_directory": str(tmp_path / "cache")}
-    settings = load_settings(None, flags, {})
+    return load_settings(None, flags, {})
+
+
+async def test_links_that_cannot_be_looked_at(settings: Settings) -> None:
+    """Servers go on to look after their store."""
+    settings.gc_roots_path.parent.mkdir()
+    settings.gc_roots_path.write_bytes(b"")
+    with pytest.raises(StorageError):
+        await retention.remove_roots(settings, ObjectStore(settings.storage_url))
+
+
+async def test_links_of_many_images(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores are opened once, however many links there are: each is a connection, or reads a directory."""
     settings.gc_roots_path.mkdir(parents=True)
     images = [f"{number:064x}" for number in range(5)]
     before = time.time() - 1_000_000
