@@ -96,7 +96,8 @@ class StoredUses:
     async def running(self) -> AsyncIterator[None]:
         """Meanwhile sweeps are looked for and journals written. Raises StorageError."""
         # Of what was not used since then nobody knows whether it was used before.
-        await self._store.put_if_absent(keys.USAGE_BEGIN, b"")
+        if not await self._store.exists(keys.USAGE_BEGIN):  # a disk that cannot be written can be served from
+            await self._store.put_if_absent(keys.USAGE_BEGIN, b"")
         wanted = asyncio.Event()
 
         def look() -> None:

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -275,3 +276,18 @@ async def test_nothing_is_left_of_a_lease() -> None:
         await store.next_put()
     await asyncio.sleep(0.3)
     assert [key async for key, _ in store.list("leases")] == []
+
+
+class ReadOnly(ObjectStore):
+    async def put_if_absent(self, key: str, content: bytes) -> bool:
+        raise StorageError("read-only file system")
+
+
+async def test_a_disk_that_cannot_be_written_can_be_served_from(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}"
+    await ObjectStore(url).put(keys.USAGE_BEGIN, b"")
+    store = ReadOnly(url)
+    sweeps = Sweeps(store, PACE)
+    async with StoredUses(store, sweeps, 100, 100).running():
+        await sweeps.read()
+        assert sweeps.trusted()
