@@ -102,6 +102,13 @@ PUBLISHED_BYTES: Final = _counter("nixery_snap_published_bytes_total", "Sizes of
 STORAGE_ERRORS: Final = _counter(
     "nixery_snap_storage_errors_total", "Operations of the object store that failed."
 )
+COLLECTED_OBJECTS: Final = _counter(
+    "nixery_snap_collected_objects_total", "Objects that garbage collection removed in the background."
+)
+COLLECTED_BYTES: Final = _counter("nixery_snap_collected_bytes_total", "Sizes of these objects.")
+COLLECTION_FAILURES: Final = _counter(
+    "nixery_snap_collection_failures_total", "Garbage collections in the background that failed."
+)
 CACHE_BYTES: Final = _gauge("nixery_snap_cache_bytes", "What a cache in memory holds.", "cache")
 
 # --- Image service ---------------------------------------------------------------------------------

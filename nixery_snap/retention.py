@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from nixery_snap import metrics
 from nixery_snap.adapters import open_every
 from nixery_snap.errors import SettingsError, StorageError
 from nixery_snap.object_store import keys
@@ -59,11 +60,14 @@ async def stay_tidy(settings: Settings, objects: ObjectStore) -> None:
                 if await last_sweep(objects) == last:
                     report = await collect_garbage(settings, objects, lambda line: log.debug("gc", step=line))
                     removed, freed = report.removed.total(), report.removed_bytes.total()
+                    metrics.COLLECTED_OBJECTS.inc(removed)
+                    metrics.COLLECTED_BYTES.inc(freed)
                     log.info("garbage-collected", objects=removed, bytes=freed)
             await remove_roots(settings, objects)
             if await last_sweep(objects) == last:  # it is too early
                 await asyncio.sleep(interval)
         except StorageError as error:
+            metrics.COLLECTION_FAILURES.inc()
             log.warning("garbage-not-collected", reason=str(error))
             await asyncio.sleep(interval)
 

@@ -24,7 +24,14 @@ from nixery_snap.registry.read_only import get_upload, refuse
 from nixery_snap.registry.referrers import get_referrers
 from nixery_snap.registry.tags import get_tags
 from nixery_snap.web.connections import BAD_REQUEST, DEFAULT_LIMITS, LIMITS, ConnectionLimits
-from nixery_snap.web.forwarded import NO_PROXIES, TrustedProxies, address_of, asked_host, asked_scheme
+from nixery_snap.web.forwarded import (
+    NO_PROXIES,
+    PROXIES,
+    TrustedProxies,
+    address_of,
+    asked_host,
+    asked_scheme,
+)
 from nixery_snap.web.request_log import EXPECTED, REQUEST_ID, REQUEST_ID_KEY, server_failed
 from nixery_snap.web.request_metrics import InFlight, body_bytes
 
@@ -86,6 +93,7 @@ def make_app(
         middlewares=[every_request, *([guard] if guard else [])], client_max_size=limits.body_bytes
     )
     app[LIMITS] = limits
+    app[PROXIES] = proxies
     app[REGISTRY] = registry
     app[SEPARATE] = separate
     app[BAD_REQUEST] = _bad_request

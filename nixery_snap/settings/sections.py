@@ -297,8 +297,8 @@ class LimitSettings(Section):
     stall_timeout: float = Field(default=60, gt=0)
     """Seconds after which a client is cut off that reads nothing of its answer."""
     client_connections: PositiveInt = 4096
-    """Connections of one client address (of IPv6, one /64 network) at a time, else 429; for each worker. All clients
-    together have a third of the open files that the system allows."""
+    """Connections of one client address (of IPv6, one /64 network) at a time, else 429; for each worker. Those of
+    `trusted_proxies` are not counted. All clients together have a third of the open files that the system allows."""
     connection_requests: PositiveInt = 100_000
     """Requests on one connection, which is closed after them."""
     shutdown_timeout: float = Field(default=60, ge=0)

@@ -24,6 +24,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
+from nixery_snap.web.forwarded import NO_PROXIES, TrustedProxies
 from nixery_snap.web.request_metrics import HANDLER, tally
 
 _LOOK_SECONDS: Final = 1.0
@@ -71,25 +72,35 @@ def plain_text(status: int, message: str) -> web.Response:
 class Connections:
     """All connections of one server."""
 
-    def __init__(self, limits: ConnectionLimits, bad_request: BadRequest) -> None:
+    def __init__(
+        self, limits: ConnectionLimits, bad_request: BadRequest, proxies: TrustedProxies = NO_PROXIES
+    ) -> None:
         self.limits = limits
         self.bad_request = bad_request
+        self._proxies = proxies
         self._open: set[LimitedRequestHandler] = set()
         self._clients: Counter[str] = Counter()
+
+    def client(self, transport: asyncio.BaseTransport) -> str:
+        """Whom a connection is counted for: nobody where it is a proxy's, which brings the requests of many."""
+        address = address_of(transport)
+        return "" if self._proxies.trusts(address) else client_of(address)
 
     def begin(self, handler: LimitedRequestHandler, client: str) -> str:
         """Why it is too much; empty when it is not. `end` must follow in any case."""
         self._open.add(handler)
-        self._clients[client] += 1
-        if self._clients[client] > self.limits.per_client:
-            return f"more than {self.limits.per_client} connections of one client"
+        if client:
+            self._clients[client] += 1
+            if self._clients[client] > self.limits.per_client:
+                return f"more than {self.limits.per_client} connections of one client"
         return "this server has no connection left" if len(self._open) > self.limits.total else ""
 
     def end(self, handler: LimitedRequestHandler, client: str) -> None:
         self._open.discard(handler)
-        self._clients[client] -= 1
-        if not self._clients[client]:
-            del self._clients[client]
+        if client:
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
 
     def watch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Close what is overdue, now and as long as the loop runs."""
@@ -133,7 +144,7 @@ class LimitedRequestHandler(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._client = client_of(transport)
+        self._client = self._connections.client(transport)
         if reason := self._connections.begin(self, self._client):
             self.refuse(429, f"{reason}; come back later")
 
@@ -219,10 +230,14 @@ class LimitedRequestHandler(web.RequestHandler):
         return response
 
 
-def client_of(transport: asyncio.BaseTransport) -> str:
-    """The address at the other end; of IPv6 the network."""
+def address_of(transport: asyncio.BaseTransport) -> str:
+    """Of the other end; empty when it has gone already."""
     peer = transport.get_extra_info("peername")
-    address = str(peer[0]) if isinstance(peer, tuple) and peer else ""
+    return str(peer[0]) if isinstance(peer, tuple) and peer else ""
+
+
+def client_of(address: str) -> str:
+    """As clients are counted: of IPv6 the network."""
     if ":" not in address or address.startswith("::ffff:"):
         return address
     return str(IPv6Network((address.partition("%")[0], _NETWORK_BITS), strict=False))

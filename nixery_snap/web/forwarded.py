@@ -34,7 +34,7 @@ class TrustedProxies:
 
     def look(self, request: web.Request) -> None:
         """From then on the functions below tell of `request` what the proxies say, if it comes from one of them."""
-        if not self._networks or not self._trusts(request.remote or ""):
+        if not self.trusts(request.remote or ""):
             return
         address = request.remote or ""
         # Each proxy appends whom it has the request from: what stands before the first that is not ours can be lies.
@@ -42,7 +42,7 @@ class TrustedProxies:
             if (parsed := _address(hop)) is None:
                 break
             address = str(parsed)
-            if not self._trusts(address):
+            if not self.trusts(address):
                 break
         scheme = _last(request, "X-Forwarded-Proto").lower()
         host = _last(request, "X-Forwarded-Host")
@@ -52,12 +52,13 @@ class TrustedProxies:
             host if _HOST.fullmatch(host) else "",
         )
 
-    def _trusts(self, address: str) -> bool:
-        parsed = _address(address)
+    def trusts(self, address: str) -> bool:
+        parsed = _address(address) if self._networks else None
         return parsed is not None and any(parsed in network for network in self._networks)
 
 
 NO_PROXIES: Final = TrustedProxies(())
+PROXIES: Final = web.AppKey("proxies", TrustedProxies)
 
 
 def _items(request: web.Request, header: str) -> list[str]:

@@ -30,6 +30,7 @@ from nixery_snap.web.connections import (
     LimitedRequestHandler,
     plain_text,
 )
+from nixery_snap.web.forwarded import NO_PROXIES, PROXIES
 from nixery_snap.web.request_metrics import HANDLER, MEMORY, Tally, body_bytes, saved_bytes, settle, tally_of
 
 MAX_HEAD_BYTES: Final = 2048
@@ -316,7 +317,9 @@ async def serve_hot(
     if manager is None:
         raise RuntimeError("the runner is not set up")
     app = runner.app
-    connections = Connections(app.get(LIMITS, DEFAULT_LIMITS), app.get(BAD_REQUEST, plain_text))
+    connections = Connections(
+        app.get(LIMITS, DEFAULT_LIMITS), app.get(BAD_REQUEST, plain_text), app.get(PROXIES, NO_PROXIES)
+    )
     connections.watch(loop)
 
     def protocol() -> HotRequestHandler:

@@ -16,9 +16,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
 
+from aiohttp.test_utils import make_mocked_request
+
+from nixery_snap.access.authenticator import Authenticator
+from nixery_snap.access.identity import Identity, WrongCredentials
+from nixery_snap.access.issuers import _public_key
+from nixery_snap.access.token_endpoint import _repositories
+from nixery_snap.access.tokens import Tokens
 from nixery_snap.binary_cache.at_once import narinfos_at_once
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.evaluation import answers, index, warm
@@ -29,6 +37,7 @@ from nixery_snap.image_service.references import NodeReference
 from nixery_snap.image_service.registry_client import _PARAMETER, Reference, _parsed
 from nixery_snap.image_service.registry_hosts import registry_hosts
 from nixery_snap.imaging.layering import Popularity
+from nixery_snap.imaging.rate_limit import RateLimit
 from nixery_snap.imaging.request import ImageFormat, NameGrammar, SourceNames
 from nixery_snap.imaging.resolution import Resolution
 from nixery_snap.nix import listing, nar
@@ -56,6 +65,7 @@ from nixery_snap.oci.index import Index
 from nixery_snap.oci.manifest import Manifest
 from nixery_snap.oci.media_types import OCI_MANIFEST
 from nixery_snap.ports import BinaryCache, PackageSet, Program
+from nixery_snap.registry.paging import page
 from nixery_snap.sources.channel import _revision
 from nixery_snap.sources.credentials import from_netrc
 from nixery_snap.sources.download import WebUrl
@@ -63,6 +73,8 @@ from nixery_snap.sources.flake import parse_flake
 from nixery_snap.sources.git_mirror import _ref_names, _Survey
 from nixery_snap.sources.git_url import GitUrl
 from nixery_snap.sources.unpack import UnpackLimits, decompressed, unpack
+from nixery_snap.web.forwarded import TrustedProxies, asked_scheme, client_address, plain_host
+from nixery_snap.web.ranges import UNSATISFIABLE, asked_range, not_modified
 
 PATH = "/nix/store/" + "0" * 32 + "-hello-2.12"
 KEY = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY="
@@ -84,6 +96,11 @@ class Target:
 def text(content: bytes) -> str:
     """As headers and names arrive: whatever bytes, no two of which give the same text."""
     return content.decode("utf-8", "surrogateescape")
+
+
+def header_text(content: bytes) -> str:
+    """The same without what the tests' requests cannot hold."""
+    return content.decode(errors="replace")
 
 
 def drained(chunks: Any) -> int:
@@ -110,6 +127,67 @@ GRAMMAR = NameGrammar(
     {"shell": (AttributePath(("bash",)),)},
     SourceNames({"internal": "company"}, {"internal.example": "company"}),
 )
+
+
+def ranges(content: bytes) -> None:
+    """Range, If-Range, If-None-Match: whatever they say, what is answered is a part of the content."""
+    asked, condition, known = (header_text(content) + "\n\n").split("\n")[:3]
+    headers = {"Range": asked, "If-None-Match": known} | ({"If-Range": condition} if condition else {})
+    request = make_mocked_request("GET", "/", headers=headers)
+    not_modified(request, '"x"')
+    for size_bytes in (0, 1, 1000):
+        found = asked_range(request, '"x"', size_bytes)
+        if found not in {None, UNSATISFIABLE}:
+            start, end = cast("tuple[int, int]", found)
+            assert 0 <= start < end <= size_bytes
+
+
+PROXIES = TrustedProxies([ip_network("127.0.0.0/8"), ip_network("2001:db8::/32")])
+
+
+class Proxy:
+    """The other end of a connection: one of PROXIES."""
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return ("127.0.0.1", 1) if name == "peername" else default
+
+
+def forwarded(content: bytes) -> None:
+    """What proxies say, each header in a line: an address and a host fit for a URL come of it, or nothing."""
+    names = ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Host")
+    headers = dict(zip(names, header_text(content).split("\n"), strict=False))
+    request = make_mocked_request("GET", "/", headers=headers, transport=cast("Any", Proxy()))
+    PROXIES.look(request)
+    ip_network(client_address(request))
+    assert asked_scheme(request) in {"http", "https"}
+    assert not set(plain_host(request)) & set("/@?#\\ \t\r\n")
+
+
+TOKENS = Tokens(bytes(32), "key", "service", 2**31, {"groups"})
+AUTHENTICATOR = Authenticator(None, TOKENS, {}, RateLimit(0, 60, ""))
+TOKEN = TOKENS.issue(Identity("alice", {"groups": ["dev"]}), ["a/b"])[0]
+
+
+def authorization(content: bytes) -> None:
+    """Nothing but the token itself makes somebody of a stranger."""
+    with suppress(WrongCredentials):
+        who = asyncio.run(AUTHENTICATOR.identify([text(content)], "client"))
+        assert who.is_anonymous or TOKEN.rpartition(".")[0].encode() in content
+
+
+def issuer(content: bytes) -> None:
+    """Its list of keys."""
+    with suppress(ValueError, RecursionError):  # as its reader has it
+        value = json.loads(content)
+        for one in value if isinstance(value, list) else [value]:
+            _public_key(one)
+
+
+def listing_query(content: bytes) -> None:
+    """n, last and scope of a request's URL."""
+    request = make_mocked_request("GET", f"/x?{text(content)}")
+    _repositories(request.query.getall("scope", []))
+    page(request, ["a", "b", "c"], str, lambda found: {"tags": found})
 
 
 def image_name(content: bytes) -> None:
@@ -509,6 +587,28 @@ TARGETS: dict[str, Target] = {
     ),
     "digests": Target(digest, [DIGEST.encode(), b"sha512:" + b"0" * 128]),
     "Accept": Target(accept, [b"application/vnd.oci.image.index.v1+json;q=0.5, */*;q=0.1, a/b"]),
+    "Range": Target(
+        ranges, [b'bytes=0-9\n"x"\n"y", W/"x"', b"bytes=-5", b"bytes=7-", b"bytes=1-2,4-5", b"\n\n*"]
+    ),
+    "X-Forwarded": Target(
+        forwarded,
+        [
+            b"192.0.2.1, 127.0.0.2\nhttps\nregistry.example:5000\nx",
+            b"[2001:db8::1]:80, ::ffff:127.0.0.1\nhttp\n[::1]:80\n",
+            b"fe80::1%eth0, unknown",
+        ],
+    ),
+    "Authorization": Target(
+        authorization, [f"Bearer {TOKEN}".encode(), b"Basic YWxpY2U6cGFzcw==", b"basic Og=="]
+    ),
+    "keys of issuers": Target(
+        issuer,
+        [
+            b'{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}',
+            b'[{"kty":"EC","crv":"P-256","use":"sig","x":"AA","y":"AA"},{"kty":"RSA","n":"AQAB","e":"AQAB"}]',
+        ],
+    ),
+    "queries": Target(listing_query, [b"n=2&last=a", b"scope=repository:a/b:pull,push&scope=x:y:z&n=1"]),
     "manifests": Target(manifest, [MANIFEST]),
     "image indexes": Target(index_of_images, [INDEX]),
     "records": Target(record, [MANIFEST, b'{"a":[1,2,{"b":null}]}']),

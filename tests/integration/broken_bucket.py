@@ -156,6 +156,14 @@ def silence(handler: Handler) -> None:
     handler.server.over.wait(60)
 
 
+def late(seconds: float) -> Fault:
+    def wait(handler: Handler) -> None:
+        time.sleep(seconds)
+        handler.pass_on()
+
+    return wait
+
+
 def no_end(handler: Handler) -> None:
     """Most of the body, and then a crash, and no other try succeeds."""
     if not handler.headers["range"].startswith("bytes=0-"):

@@ -162,7 +162,7 @@ async def test_every_route_takes_a_right(directory: Path, prepared_store: Chroot
                 "digest": DIGEST,
                 "hash_part": HASH,
                 "what": "x",
-                "slash": "",
+                "slash": "/",
                 "upload": "x",
             }
             values |= {"file": f"{HASH}.nar", "derivation": f"{HASH}-x.drv"}
@@ -282,6 +282,39 @@ def test_nor_under_a_name_that_they_may_use(world: Guarded, private: dict[str, s
         world.get("/api/v1/packages?q=x&source=nosuch").error["message"]
         == "there is no package source 'nosuch'"
     )
+
+
+def test_the_catalogue_has_what_one_may_have(world: Guarded, private: dict[str, str]) -> None:
+    """On every page of it, and in the links between them."""
+    assert world.get("/v2/which/manifests/latest").status == 200
+    assert world.get("/v2/curl/manifests/latest").status == 200
+    mine = world.get("/v2/_catalog").json()["repositories"]
+    assert {PRIVATE, f"internal/{SECRET}", "which", "curl"} <= set(mine)
+    for who, has, lacks in ((basic("bob", "bob"), "curl", "internal"), (None, "which", "curl")):
+        target, told = "/v2/_catalog?n=1", ""
+        while target:
+            page = world.get(target, who)
+            assert page.status == 200
+            told += f"{page.headers} {page.body.decode()}\n"
+            link = re.match("<(.*)>", page.headers.get("link", ""))
+            target = link[1] if link else ""
+        assert f'"{has}"' in told
+        assert lacks not in told
+        assert SECRET not in told
+
+
+def test_refusals_come_before_any_work(world: Guarded, private: dict[str, str]) -> None:
+    """What there is makes no difference to how long they take: nothing is evaluated, pinned or looked up."""
+
+    def work() -> list[str]:
+        return [line["event"] for line in world.registry.log_lines() if line["event"] != "request"]
+
+    before = work()
+    for name in (f"internal/{SECRET}", f"internal/{SECRET}/hello", "internal/nosuch", "internal/which"):
+        for what in ("manifests/latest", f"manifests/{private['manifest']}", f"blobs/{DIGEST}", "tags/list"):
+            for who in (basic("bob", "bob"), None):
+                assert is_refused(world.get(f"/v2/{name}/{what}", who))
+    assert work() == before
 
 
 def test_what_is_suggested_is_allowed(world: Guarded) -> None:

@@ -149,7 +149,6 @@ def test_nix(world: Guarded, directory: Path, prepared_store: ChrootStore) -> No
     assert int(port)
 
 
-@pytest.mark.parametrize("world", ["tokens"], indirect=True)
 def test_the_kubelet(world: Guarded, directory: Path) -> None:
     """Those of a pod's imagePullSecrets are for the manifest and the pull; store paths take the node's own."""
     cache = Substituter(

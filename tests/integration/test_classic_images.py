@@ -181,6 +181,16 @@ def test_who_gets_zstd_layers(zstd: Registry) -> None:
     assert configs[0] == configs[1], "with the diff_ids of the same tars"
 
 
+def test_a_lost_zstd_layer_is_made_again(zstd: Registry) -> None:
+    """With the codec of its recipe, to the byte."""
+    image = zstd.pull("shell/curl")
+    digest = max(image.layers, key=lambda layer: int(layer["size"]))["digest"]
+    (blob,) = zstd.storage_directory.glob(f"blobs/*/*/{digest.removeprefix('sha256:')}")
+    blob.unlink()
+    assert zstd.get(f"/v2/shell/curl/blobs/{digest}").body == image.blobs[digest]
+    assert [event["digest"] for event in zstd.events("layer-made-again")] == [digest]
+
+
 def test_zstd_images_in_files(zstd: Registry, directory: Path) -> None:
     """Verified; and as gzip in the form that has no word for it."""
     env = {**zstd.program_env, "NIXERY_SNAP_COMPRESSION": "zstd"}

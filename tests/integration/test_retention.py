@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -25,7 +26,7 @@ from nixery_snap.service import open_service
 from nixery_snap.settings import load_settings
 from tests.integration.nixtools import EXAMPLES, ChrootStore
 from tests.integration.processes import run, wait_until
-from tests.integration.server import OCI_MANIFEST, PROGRAM, Image, Registry, Start
+from tests.integration.server import OCI_MANIFEST, PROGRAM, Image, Registry, Start, request
 
 # A use is written down anew after 5 seconds, journals every 2.5.
 RETENTION = """
@@ -96,19 +97,28 @@ def _is_young(path: Path) -> bool:
     return path.stat().st_mtime > time.time() - OLD_SECONDS / 2
 
 
-def test_beside_a_running_server(registry: Registry) -> None:
+def test_beside_running_servers(registry: Registry, directory: Path, start: Start) -> None:
+    """Of two replicas one has what is used; both forget the rest, wherever it is removed."""
+    replica = start(
+        Registry(
+            directory / "replica",
+            registry.store,
+            config=RETENTION,
+            storage=f"file://{registry.storage_directory}",
+        )
+    )
     images = {name: registry.pull(name) for name in ("hello", "curl", SNAPSHOTTER)}
     used, *unused = images.values()
     index = registry.manifest("nix-snapshotter/curl", accept=OCI_INDEX).headers["docker-content-digest"]
     for image in unused:  # now they are in memory
-        assert by_digest(registry, image) == 200
+        assert by_digest(registry, image) == by_digest(replica, image) == 200
     roots = registry.state / "cache/gcroots"
     (roots / ("0123456789abcdef" * 4)).symlink_to("/nix/store/gone")
     kept_roots = len(list(roots.iterdir()))
     wait_until_written(registry, index, *(image.digest for image in images.values()))
     age(registry)
 
-    repeating = http.client.HTTPConnection("127.0.0.1", registry.port)
+    repeating = http.client.HTTPConnection("127.0.0.1", replica.port)
     asking = threading.Event()
 
     def ask_again() -> None:
@@ -137,11 +147,12 @@ def test_beside_a_running_server(registry: Registry) -> None:
     assert catalogue(registry) == {"hello"}
     assert registry.pull("hello") == used
     for image in unused:
-        assert by_digest(registry, image) == 404, "answered from memory"
+        assert by_digest(registry, image) == by_digest(replica, image) == 404, "answered from memory"
         assert registry.get(f"/v2/any/blobs/{image.layers[0]['digest']}").status == 404
     assert registry.manifest("any", index).status == 404
     assert registry.get(f"/nix-cache/{closure_info(unused[1]).hash_part}.narinfo").status == 404
     assert len(list(roots.iterdir())) < kept_roots
+    assert {name: replica.pull(name) for name in images} == images
     assert {name: registry.pull(name) for name in images} == images
     assert catalogue(registry) == {*images}
     assert registry.get(f"/nix-cache/{closure_info(unused[1]).hash_part}.narinfo").status == 200
@@ -230,8 +241,18 @@ def test_a_server_collects_by_itself(directory: Path, own_store: ChrootStore, st
     registry.stop()
     age(registry)
     registry.config = RETENTION.replace("interval = 0", "interval = 1")
+    registry.env = {"NIXERY_SNAP_METRICS__LISTEN": "127.0.0.1:0"}
     registry.start()
     registry.wait_for_event("garbage-collected")
+    [served] = registry.events("metrics-served")
+    said = request(int(served["listen"].rpartition(":")[2]), "GET", "/metrics").body.decode()
+    counted = re.findall(r"^nixery_snap_collect(?:ed|ion)_(\w+)_total (\S+)$", said, re.MULTILINE)
+    [collected, *_] = registry.events("garbage-collected")
+    assert {name: float(value) for name, value in counted} == {
+        "objects": collected["objects"],
+        "bytes": collected["bytes"],
+        "failures": 0,
+    }
     assert by_digest(registry, gone) == 404
     assert fsck(registry) == []
 

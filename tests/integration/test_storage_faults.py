@@ -175,6 +175,13 @@ def test_a_bucket_that_fails_as_a_whole(server: Registry, bucket: BrokenBucket, 
     )
 
 
+def test_a_bucket_that_is_slow(server: Registry, bucket: BrokenBucket) -> None:
+    """As long as it answers, so does the server."""
+    with bucket.doing(broken.late(0.2)):
+        for name in ("classic/which/hello", "nix-snapshotter/which/hello"):
+            assert server.pull(name).layers
+
+
 def test_a_body_that_breaks_off(server: Registry, bucket: BrokenBucket) -> None:
     """The client sees that it is not whole."""
     image = server.pull("shell/hello")
@@ -196,11 +203,16 @@ def test_a_body_that_breaks_off(server: Registry, bucket: BrokenBucket) -> None:
 
 @pytest.fixture
 def small_disk(directory: Path) -> Iterator[Path]:
-    need("mount", "umount")
+    """ext4 on a loop device; in containers that have none a tmpfs, which fills up in the same way."""
+    need("mount", "umount", "losetup", "mkfs.ext4")
     need_root()
-    disk = directory / "disk"
+    disk, image = directory / "disk", directory / "disk.img"
     disk.mkdir()
-    run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk)
+    with image.open("wb") as file:
+        file.truncate(16 * 2**20)
+    run("mkfs.ext4", "-q", "-m", "0", image)
+    if run("mount", "-o", "loop", image, disk, check=False).returncode:
+        run("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk)
     try:
         yield disk
     finally:

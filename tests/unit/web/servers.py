@@ -25,8 +25,11 @@ class Server:
     address: tuple[str, int]
     answers: HotAnswers
 
-    def connect(self, receive_buffer_bytes: int | None = None) -> Client:
+    def connect(self, receive_buffer_bytes: int | None = None, source: str = "") -> Client:
+        """`source` is the client's address."""
         sock = socket.socket()
+        if source:
+            sock.bind((source, 0))
         if receive_buffer_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         sock.settimeout(30)

@@ -6,11 +6,13 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 import pytest
 from aiohttp import web
 
-from nixery_snap.web.connections import LIMITS, ConnectionLimits, client_of
+from nixery_snap.web.connections import LIMITS, ConnectionLimits, address_of, client_of
+from nixery_snap.web.forwarded import PROXIES, TrustedProxies
 from nixery_snap.web.hot_answers import HOT, HotAnswers, always, serve_hot
 from tests.unit.web.servers import Client, Server, request, serving
 
@@ -175,6 +177,20 @@ def test_connections_of_one_client(server: Server) -> None:
             assert again.get("/").status == 200
 
 
+def test_connections_of_a_trusted_proxy_are_those_of_many_clients() -> None:
+    """The others are still counted, as they are where it is not trusted."""
+    app = web.Application()
+    app[LIMITS] = ConnectionLimits(per_client=2)
+    app[PROXIES] = TrustedProxies([ip_network("127.0.0.9/32")])
+    app.router.add_get("/", answer)
+    with serving("uvloop", app, HotAnswers()) as server, contextlib.ExitStack() as stack:
+        through = [stack.enter_context(server.connect(source="127.0.0.9")) for _ in range(6)]
+        direct = [stack.enter_context(server.connect()) for _ in range(2)]
+        assert [client.get("/").status for client in (*through, *direct)] == [200] * 8
+        with server.connect() as more:
+            assert more.receive().status == 429
+
+
 @pytest.mark.parametrize("path", ["/", "/body"], ids=["remembered", "not remembered"])
 def test_requests_on_one_connection(server: Server, path: str) -> None:
     """The last answer says that it is the last."""
@@ -198,7 +214,7 @@ def test_requests_on_one_connection(server: Server, path: str) -> None:
     ],
 )
 def test_who_a_client_is(peer: object, client: str) -> None:
-    assert client_of(asyncio.BaseTransport({"peername": peer})) == client
+    assert client_of(address_of(asyncio.BaseTransport({"peername": peer}))) == client
 
 
 async def test_tls_that_never_begins() -> None:
