@@ -158,7 +158,9 @@ def test_zstd_layers_run(zstd: Registry, runtime: Runtime) -> None:
     assert layer_types(zstd, "shell/hello/which") == {OCI_ZSTD}
     reference = f"{zstd.host}/shell/hello/which:latest"
     if isinstance(runtime, Docker) and int(runtime.engine_version.partition(".")[0]) < 23:
-        runtime.command("image", "prune", "--all", "--force")  # it fetches no layer that it has in another packing
+        runtime.command(
+            "image", "prune", "--all", "--force"
+        )  # it fetches no layer that it has in another packing
         refused = runtime.pull(reference, check=False)
         assert refused.returncode != 0
         assert "archive/tar: invalid tar header" in refused.stdout + refused.stderr

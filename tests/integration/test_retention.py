@@ -82,13 +82,16 @@ def registry(directory: Path, own_store: ChrootStore, start: Start) -> Registry:
     return start(Registry(directory / "state", own_store.root, config=RETENTION))
 
 
-def wait_until_written(registry: Registry, *digests: str) -> None:
-    """Until journals younger than those that have been aged tell of their use."""
+def wait_until_written(registry: Registry, *digests: str, servers: int = 1) -> None:
+    """Until journals younger than those that have been aged, of so many servers, tell of their use."""
 
     def written() -> bool:
-        journals = [path for path in registry.storage_directory.glob("usage/*") if _is_young(path)]
-        text = "".join(path.read_text() for path in journals)
-        return all(digest in text for digest in digests)
+        journals = [path for path in registry.storage_directory.glob("usage/*-*-*") if _is_young(path)]
+        texts: dict[str, str] = {}
+        for path in journals:
+            server = path.name.split("-")[1]
+            texts[server] = texts.get(server, "") + path.read_text()
+        return all(sum(digest in text for text in texts.values()) >= servers for digest in digests)
 
     wait_until(written, seconds=60, what="uses are written down")
 
@@ -115,7 +118,8 @@ def test_beside_running_servers(registry: Registry, directory: Path, start: Star
     roots = registry.state / "cache/gcroots"
     (roots / ("0123456789abcdef" * 4)).symlink_to("/nix/store/gone")
     kept_roots = len(list(roots.iterdir()))
-    wait_until_written(registry, index, *(image.digest for image in images.values()))
+    wait_until_written(registry, index, used.digest)
+    wait_until_written(registry, *(image.digest for image in unused), servers=2)
     age(registry)
 
     repeating = http.client.HTTPConnection("127.0.0.1", replica.port)
