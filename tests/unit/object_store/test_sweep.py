@@ -10,7 +10,6 @@ from nixery_snap.errors import StorageError
 from nixery_snap.nix_stores.decompression import decompress
 from nixery_snap.object_store import keys, sweep
 from nixery_snap.object_store.check import check
-from nixery_snap.object_store.image_names import StoredImageNames
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.object_store.sweep import Report, Rules
 from nixery_snap.object_store.sweeps import Marker, State, Sweeps
@@ -270,23 +269,6 @@ def _age(path: Path, seconds: float) -> None:
 
 
 QUICK = Rules(unused_seconds=30 * DAY, grace_seconds=0.1, imprecision_seconds=DAY, pace_seconds=0.1)
-
-
-async def test_names_go_with_their_images(store: ObjectStore) -> None:
-    fill, catalogue = Filler(store), StoredImageNames(store)
-    kept, gone = await fill.image("kept"), await fill.image("gone")
-    for name, image in (("a/kept", kept.key), ("gone", gone.key), ("nonsense", "\N{SNOWMAN}/..")):
-        await catalogue.put(name, image)
-    report = await swept(store, 40, use(UseKind.IMAGE, kept.key))
-    assert await catalogue.all() == ["a/kept"]
-    assert (report.kept["name"], report.removed["name"]) == (1, 2)
-
-
-async def test_leases_of_the_dead_go(store: ObjectStore) -> None:
-    for number in range(2):
-        await store.put(keys.lease(key_of("image"), number), b"{}")
-    assert not (await swept(store, 0.9)).removed
-    assert (await swept(store, 1.1)).removed == {"lease": 2}
 
 
 async def test_used_or_made_while_a_sweep_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
