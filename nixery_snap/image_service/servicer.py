@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -40,6 +42,8 @@ T = TypeVar("T")
 
 _IMAGE_SERVICE: Final = re.compile(r"/runtime\.[a-z0-9.]+\.ImageService/(\w+)")
 _REALISE: Final = "/nixery_snap.node.v1.StorePaths/Realise"
+_ROUTES: Final = ("archive", "name", "registry")
+_RESULTS: Final = ("ok", "failed", "cancelled")
 _MESSAGE_CHARACTERS: Final = 4000  # clients refuse long headers, and an error's message is one
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -64,6 +68,8 @@ class ImageService(grpc.GenericRpcHandler):
         self._builder = builder
         self._removed = removed
         self._failed = failed
+        for route, result in product(_ROUTES, _RESULTS):
+            metrics.PULL_SECONDS.labels(route, result)  # from the start, or the first failure is no increase
 
     def service(self, call: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         if call.method == _REALISE:
@@ -82,6 +88,7 @@ class ImageService(grpc.GenericRpcHandler):
         async def handle(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
             metadata = context.invocation_metadata() or ()
             caller = {str(name): value for name, value in metadata if isinstance(value, str)}
+            _name_the_request()
             with tracing.request_span(matched[1], {}, caller):
                 async for response in intercepted(call.method, requests, context):
                     yield response
@@ -145,9 +152,15 @@ class ImageService(grpc.GenericRpcHandler):
         return info.SerializeToString()
 
     async def _realise(self, content: bytes, context: Context) -> bytes:
+        _name_the_request()
         request = await _told(_realise_wanted, context, content)
         await _told(self._builder.realise, context, request.out_link, request.store_path)
         return RealiseResponse().SerializeToString()
+
+
+def _name_the_request() -> None:
+    """In the log; each call is a task of its own, so there is nothing to take back."""
+    structlog.contextvars.bind_contextvars(request_id=uuid.uuid4().hex)
 
 
 @contextmanager

@@ -203,22 +203,47 @@ def test_removed(world: World, *, by_id: bool) -> None:
     wait_until(lambda: not made & world.roots(), seconds=20, what="its paths may be collected")
 
 
+def test_one_image_of_two_names(world: World) -> None:
+    """containerd removes an image with all its names."""
+    names = ["nix:0/cacert", "nix:0/nix-snapshotter/cacert"]
+    before = world.roots()
+    [image_id] = {world.kubelet.pull(name) for name in names}
+    [image] = [image for image in world.kubelet.images() if image.id == image_id]
+    assert sorted(image.repo_tags) == [f"{name}:latest" for name in names]
+    assert [digest.partition("@")[0] for digest in sorted(image.repo_digests)] == names
+    world.kubelet.remove(f"{names[0]}:latest")
+    assert [world.kubelet.status(name) for name in (*names, *image.repo_digests, image_id)] == [None] * 5
+    wait_until(lambda: world.roots() == before, seconds=20, what="its paths may be collected")
+
+
 def test_pinned_images_stay_pinned(world: World) -> None:
     pinned = [image for image in world.kubelet.images() if image.pinned]
     assert [list(image.repo_tags) for image in pinned] == [["localhost/pause:test"]]
 
 
 def test_the_nix_store_counts_as_image_file_system(world: World) -> None:
+    """To the byte: with the closure of what images keep, each path once."""
     world.kubelet.pull("nix:0/curl")
-    with_paths = world.kubelet.image_file_system()
+    store = world.node.store
+    links = [str(link) for root in world.roots() for link in (world.node.roots / root).iterdir()]
+    closure = store.run("nix-store", "--query", "--requisites", *links).split()
+    sizes = [int(size) for size in store.run("nix-store", "--query", "--size", *closure).split()]
     alone = Kubelet(world.node.containerd.socket, world.node.containerd.socket, world.node.directory)
+    seen: list[cri.FilesystemUsage] = []
+
+    def is_quiet() -> bool:
+        """containerd counts its own now and then."""
+        seen[:] = [one.image_file_system() for one in (alone, world.kubelet, alone)]
+        return seen[0].used_bytes == seen[2].used_bytes and seen[0].inodes_used == seen[2].inodes_used
+
     try:
-        without = alone.image_file_system()
+        wait_until(is_quiet, seconds=20, what="containerd says the same twice")
     finally:
         alone.close()
+    without, with_paths, _ = seen
     assert with_paths.fs_id == without.fs_id
-    assert with_paths.used_bytes.value > without.used_bytes.value
-    assert with_paths.inodes_used.value > without.inodes_used.value
+    assert with_paths.used_bytes.value - without.used_bytes.value == sum(sizes)
+    assert with_paths.inodes_used.value - without.inodes_used.value == len(sizes)
 
 
 def test_every_rpc_answers_as_containerd_does(world: World) -> None:
@@ -268,6 +293,18 @@ def test_what_is_wrong_is_said(world: World, directory: Path) -> None:
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def test_a_call_has_an_id_in_the_log(world: World) -> None:
+    begun = len(world.node.events("request-refused"))
+    for name in ("nix:0/helo", "nix:0/helo"):
+        world.kubelet.refused(name)
+    world.kubelet.pull("nix:0/busybox")
+    ids = [event["request_id"] for event in world.node.events("request-refused")[begun:]]
+    imported = world.node.events("imported")[-1]
+    assert len({*ids, imported["request_id"]}) == 3
+    made = [event for event in world.node.events("prefetched") if event["key"] in imported["digest"]]
+    assert {event["request_id"] for event in made} <= {imported["request_id"]}
 
 
 def test_a_prefetch_that_fails_fails_no_pull(world: World) -> None:
