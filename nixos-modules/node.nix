@@ -236,17 +236,15 @@ in
           echo "extra-trusted-public-keys = $key" > ${learned}
           systemctl try-restart nix-daemon.service
         '';
-        serviceConfig = {
+        # Root, for nix.conf and for systemd's socket, but without any of root's capabilities.
+        serviceConfig = import ./hardening.nix { inherit lib; } // {
           Type = "oneshot";
           RemainAfterExit = true;
           Restart = "on-failure";
           RestartSec = 10;
           RuntimeDirectory = "nixery-snap-node";
           RuntimeDirectoryPreserve = "yes";
-          ProtectSystem = "strict";
-          ProtectHome = true;
-          PrivateTmp = true;
-          NoNewPrivileges = true;
+          UMask = "0022"; # every client of Nix reads it
         };
       };
     })

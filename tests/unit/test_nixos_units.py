@@ -26,7 +26,7 @@ UNITS = sorted(
 OURS = [
     path
     for path in [*UNITS, *(ROOT / "deploy/systemd").glob("*.service")]
-    if re.match("nixery-snap(-image-service)?.service", path.name)
+    if re.match(r"nixery-snap(-image-service|-node-key)?\.service", path.name)
 ]
 # Of ten; those of a private store must let builds make namespaces (nixos-modules/hardening.nix).
 EXPOSURE = {"registry-private-store": 4.0}
