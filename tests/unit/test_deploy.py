@@ -178,6 +178,36 @@ def test_labels_tell_registry_and_nodes_apart() -> None:
     assert not registry.items() <= nodes.items()
 
 
+def test_what_stands_around_the_registry_means_its_pods() -> None:
+    deployment, service = one("Deployment", "replicated"), one("Service", "replicated")
+    pods, [container] = deployment["spec"]["template"], deployment["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"] for port in container["ports"]}
+    scaling = one("HorizontalPodAutoscaler", "replicated")["spec"]
+    assert scaling["scaleTargetRef"] == {
+        "apiVersion": deployment["apiVersion"],
+        "kind": "Deployment",
+        "name": deployment["metadata"]["name"],
+    }
+    assert "replicas" not in deployment["spec"], "an upgrade would undo the scaling"
+    assert container["resources"]["requests"]["cpu"], "of which the scaling takes percents"
+
+    disruption = one("PodDisruptionBudget", "replicated")["spec"]
+    network = one("NetworkPolicy", "replicated")["spec"]
+    for chosen in (disruption["selector"], network["podSelector"]):
+        assert chosen["matchLabels"].items() <= pods["metadata"]["labels"].items()
+    assert 0 < disruption["minAvailable"] < scaling["minReplicas"] <= scaling["maxReplicas"]
+    rules = {port["port"]: rule.get("from") for rule in network["ingress"] for port in rule["ports"]}
+    assert rules.keys() == ports
+    assert rules == {"http": [{"podSelector": {}}], "metrics": [{"namespaceSelector": {}}]}
+
+    monitor = one("ServiceMonitor", "replicated")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    [endpoint] = monitor["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert endpoint["path"] == "/metrics"
+    assert re.fullmatch(r"\d+(ms|s|m|h)", endpoint["interval"])
+
+
 def test_changed_settings_make_new_pods() -> None:
     def checksum(**settings: str) -> str:
         found = objects(render({"image": {"repository": "r.example/x"}, "settings": settings}))
