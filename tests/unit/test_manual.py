@@ -12,11 +12,14 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from nixery_snap.cli import cli
+from nixery_snap.image_service.errors import status_of
 from nixery_snap.settings import load_settings
 from scripts.reference import PAGES as GENERATED
 from scripts.reference import page as generated_page
 from tests.integration.need import need
 from tests.support.manual import PAGES, ROOT, Block, Command, blocks
+from tests.unit.registry.test_errors import SAMPLES
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 LANGUAGES = {"console", "ini", "json", "nix", "text", "toml", "yaml"}
@@ -52,6 +55,18 @@ def test_the_manual_is_built_and_asks_nobody_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(GENERATED))
 def test_what_follows_from_the_code_is_up_to_date(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == generated_page(name), "`make reference`"
+
+
+def test_every_command_is_in_the_overview() -> None:
+    overview = (ROOT / "docs/commands.md").read_text().partition("\n## ")[0]
+    assert sorted(re.findall(r"\[`([\w-]+)`\]\(#", overview)) == sorted(cli.commands)
+
+
+def test_what_the_kubelet_is_told() -> None:
+    rows = re.findall(r"(?m)^\| `([A-Z_]+)` \| `(.+?)` \|", (ROOT / "docs/nodes.md").read_text())
+    assert len(rows) > 10
+    for status, words in rows:
+        assert {status_of(error).name for error in SAMPLES if words in str(error)} == {status}, words
 
 
 def test_every_link_of_the_readme_leads_somewhere() -> None:
