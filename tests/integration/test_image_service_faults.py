@@ -6,11 +6,13 @@ import grp
 import os
 import random
 import shutil
+import socket
 import stat
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import permutations
 from pathlib import Path
 
 import grpc
@@ -25,6 +27,7 @@ from tests.integration.processes import wait_until
 from tests.integration.server import Registry, Substituter
 
 RELEASES = ["1.7", "2"]
+PARTS = ("snapshotter", "containerd", "service")
 NAMES = [
     "hello",
     "which",
@@ -56,8 +59,13 @@ def test_many_at_once_share_the_work(node: Node, served: Served) -> None:
     nothing_left(node)
 
 
-@pytest.mark.parametrize("part", ["containerd", "service", "snapshotter"])
-def test_restarts_during_a_pull(node: Node, part: str) -> None:
+@pytest.mark.parametrize(
+    ("node", "order"),
+    [(RELEASES[number % 2], order) for number, order in enumerate(permutations(PARTS))],
+    indirect=["node"],
+    ids=map("-".join, permutations(PARTS)),
+)
+def test_restarts_during_pulls(node: Node, order: tuple[str, ...]) -> None:
     node.start()
     with node.kubelet() as kubelet:
         outcome: list[str] = []
@@ -68,7 +76,7 @@ def test_restarts_during_a_pull(node: Node, part: str) -> None:
             except grpc.RpcError as error:
                 outcome.append(str(error.details()))
 
-        for _ in range(3):
+        for part in order:
             pulling = threading.Thread(target=pull)
             pulling.start()
             time.sleep(random.uniform(0.1, 1.5))
@@ -83,7 +91,7 @@ def test_restarts_during_a_pull(node: Node, part: str) -> None:
         assert status.id == image_id
         node.load_pause()
         assert kubelet.run_pod("nix:0/shell/wide", "bash", "-c", "cat /needs | wc -l")[0] == 0
-    nothing_left(node, killed=part == "service")
+    nothing_left(node, killed=True)
 
 
 def test_it_starts_before_containerd_and_outlives_it(node: Node) -> None:
@@ -138,6 +146,21 @@ def test_the_socket_is_for_its_group_only(node: Node) -> None:
     assert node.running.pop("service").stop() == 0
     assert not node.image_socket.exists()
     assert [event for event in node.events("stopped") if event["pulls_given_up"] == 0]
+
+
+def test_systemd_hears_of_it(directory: Path, served: Served) -> None:
+    """Ready without containerd, alive meanwhile, and when it ends."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard,
+        new_node(directory / "node", "2", []) as node,
+    ):
+        heard.bind(str(directory / "notify"))
+        heard.settimeout(30)
+        node.start_service(NOTIFY_SOCKET=str(directory / "notify"), WATCHDOG_USEC="200000")
+        assert [heard.recv(100) for _ in range(4)] == [b"READY=1", *[b"WATCHDOG=1"] * 3]
+        assert node.running.pop("service").stop() == 0
+        while heard.recv(100) != b"STOPPING=1":
+            pass
 
 
 def test_a_group_that_there_is_not(node: Node) -> None:
@@ -224,6 +247,23 @@ def test_external_builder(node: Node, service: bool, registry: Registry) -> None
     assert all(node.store.physical(path).exists() for path in paths), "each link is a root"
     if service:
         assert sum(event["paths"] for event in node.events("prefetched")) >= len(paths)
+
+
+def test_what_is_not_fetched_ahead_fails_no_pull(directory: Path, registry: Registry) -> None:
+    """Here only the snapshotter's Nix knows a substituter."""
+    caches = [Substituter(registry.cache_url, [registry.public_key])]
+    with new_node(directory / "node", "2", caches) as node:
+        node.start("snapshotter", "containerd")
+        node.substituters = []
+        node.registries = [registry.host]
+        node.start("service")
+        node.load_pause()
+        name = f"{registry.host}/nix-snapshotter/hello:latest"
+        with node.kubelet() as kubelet:
+            kubelet.pull(name)
+            [event] = node.events("prefetch-failed")
+            assert event["image"] == name
+            assert kubelet.run_pod(name) == (0, "Hello, world!\n")
 
 
 def test_straight_from_the_registry_without_the_image_service(node: Node, registry: Registry) -> None:

@@ -59,6 +59,45 @@ def test_who_gives_up_ends_the_wait_and_not_the_work(node: Node, slow_cache: Mis
     nothing_left(node)
 
 
+def test_a_stop_waits_for_pulls(node: Node, slow_cache: Misbehaving) -> None:
+    node.start()
+    release = threading.Event()
+    slow_cache.faults[Kind.NAR] = held(release)
+    with node.kubelet() as kubelet:
+        pull = kubelet.pulling("nix:0/hello")
+        wait_until(lambda: has_asked_for_nars(slow_cache), seconds=60, what="it fetches")
+        service = node.running.pop("service")
+        service.process.terminate()
+        wait_until(lambda: bool(node.events("stopping")), seconds=20, what="it was told")
+        release.set()
+        image_id = pull.result().image_ref
+        assert service.process.wait(30) == 0
+        [stopped] = node.events("stopped")
+        assert stopped["pulls_given_up"] == 0
+        node.start("service")
+        status = kubelet.status("nix:0/hello")
+        assert status
+        assert status.id == image_id
+    nothing_left(node)
+
+
+def test_a_stop_gives_up_what_takes_too_long(node: Node, slow_cache: Misbehaving) -> None:
+    node.start()
+    release = threading.Event()
+    slow_cache.faults[Kind.NAR] = held(release)
+    with node.kubelet() as kubelet:
+        pull = kubelet.pulling("nix:0/hello")
+        wait_until(lambda: has_asked_for_nars(slow_cache), seconds=60, what="it fetches")
+        assert node.running.pop("service").stop() == 0
+        assert isinstance(pull.exception(), grpc.RpcError)
+        [stopped] = node.events("stopped")
+        assert stopped["pulls_given_up"] > 0
+        release.set()
+        node.start("service")
+        kubelet.pull("nix:0/hello")
+    nothing_left(node)
+
+
 @pytest.mark.parametrize(
     ("node", "full"),
     [("1.7", "containerd"), ("2", "containerd"), ("2", "nix store"), ("2", "storage")],
@@ -79,8 +118,9 @@ def test_disk_full(node: Node, full_cache: CacheDirectory, full: str) -> None:
         fill(filler)
         code, message = kubelet.refused("nix:0/shell/hello")
         assert "no space left on device" in message.lower()
-        if full == "nix store":
+        if full != "containerd":  # which knows no status for it
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        if full == "nix store":
             code, message = kubelet.refused(f"nix:0{some_path(full_cache)}")
             assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "nix-collect-garbage" in message
