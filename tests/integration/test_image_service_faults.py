@@ -249,6 +249,22 @@ def test_external_builder(node: Node, service: bool, registry: Registry) -> None
         assert sum(event["paths"] for event in node.events("prefetched")) >= len(paths)
 
 
+def test_one_process_fetches_all_paths(directory: Path, registry: Registry) -> None:
+    caches = [Substituter(registry.cache_url, [registry.public_key])]
+    with new_node(directory / "node", "2", caches) as node:
+        runs, own = directory / "runs", directory / "bin/nix-store"
+        own.parent.mkdir()
+        own.write_text(f'#!/bin/sh\necho "$*" >> {runs}\nexec {shutil.which("nix-store")} "$@"\n')
+        own.chmod(0o755)
+        node.start("snapshotter", "containerd")
+        node.start_service(PATH=f"{own.parent}:{os.environ['PATH']}")
+        with node.kubelet() as kubelet:
+            for _ in range(2):  # the second time nothing is missing
+                kubelet.pull(f"{registry.host}/nix-snapshotter/shell/hello:latest")
+        [run] = [line for line in runs.read_text().splitlines() if "--realise" in line]
+        assert set(image_paths(registry, "shell/hello")) <= set(run.split())
+
+
 def test_what_is_not_fetched_ahead_fails_no_pull(directory: Path, registry: Registry) -> None:
     """Here only the snapshotter's Nix knows a substituter."""
     caches = [Substituter(registry.cache_url, [registry.public_key])]
