@@ -28,14 +28,15 @@ run: setup ## the registry with the bundled packages (LISTEN=HOST:PORT)
 test: tools lint types imports docs ## every check and every test (PYTEST_ARGS=…)
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-dev: setup ## what the checks need besides
+dev: ## what the checks need besides
 	@scripts/venv dev
 	@scripts/protos
+	@scripts/nix
 
-tools: dev ## the programs that the tests run
-	@scripts/test-tools
-	@scripts/test-containerd
-	@scripts/test-nix
+tools: ## the programs that the tests run; Python packages are installed meanwhile
+	@scripts/venv dev & venv=$$!; \
+		for step in nix test-tools test-containerd test-nix; do scripts/$$step || exit 1; done; wait $$venv
+	@scripts/protos
 	@scripts/test-azurite
 
 lint: dev ## style of Python and shell code

@@ -33,5 +33,5 @@ apt_install() (
   fi
   # One unreachable source of several need not matter: the installation tells.
   as_root apt-get -qq update || say "apt-get update failed, going on with what is known"
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$@" </dev/null >&2
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=600 install -y --no-install-recommends "$@" </dev/null >&2
 )

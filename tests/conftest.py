@@ -12,6 +12,7 @@ from tests.once import VARIABLE
 hypothesis.settings.register_profile(
     "default",
     deadline=None,  # machines differ; pytest-timeout is what stops a test that hangs
+    max_examples=50,  # tests/fuzz goes on for longer
     print_blob=True,
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,

@@ -20,9 +20,7 @@ from tests.integration.nixtools import ChrootStore
 MakeEvaluator = Callable[[float], Evaluator]
 
 
-@pytest.fixture(
-    params=["one-shot", "reading", "reading, Nix 2.26", "pooled", "pooled, Nix 2.26", "remembered"]
-)
+@pytest.fixture(params=["one-shot", "reading", "pooled, Nix 2.26", "remembered"])
 async def make_evaluator(
     request: pytest.FixtureRequest,
     prepared: ChrootStore,

@@ -214,7 +214,7 @@ def test_prometheus_understands_all_of_it(several: Scraped, prometheus: int) -> 
     assert (target["health"], target["lastError"]) == ("up", "")
 
     [group] = api(prometheus, "rules")["groups"]
-    assert [(rule["health"], rule["state"]) for rule in group["rules"]] == [("ok", "inactive")] * 9
+    assert {(rule["health"], rule["state"]) for rule in group["rules"]} == {("ok", "inactive")}
 
     dashboard = json.loads((ROOT / "deploy/grafana/nixery-snap.json").read_text())
     for panel in dashboard["panels"]:
