@@ -1,6 +1,7 @@
 """Settings shared by every suite."""
 
 import os
+import re
 import shutil
 import tempfile
 
@@ -20,6 +21,21 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("default")
+
+
+# The same again with an older release of a peer, in another order or on another CPU: what CI has no time for.
+LONG = re.compile(
+    r"/test_image_service_(faults|pulls|registries)\.py::\w+\[([^]]*-)?1\.7"
+    r"|::test_restarts_during_pulls\[(?!containerd-service-snapshotter|snapshotter-containerd-service)"
+    r"|/test_evaluators?\.py::\w+\[[^]]*2\.26"
+    r"|::test_same_bytes_on_every_cpu_model\[(?!Nehalem)"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if LONG.search(item.nodeid):
+            item.add_marker("long")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -120,7 +120,7 @@ class Ground:
         return sorted(pid for pid, command in self.processes().items() if b"\0repl\0" in command)
 
 
-@pytest.fixture(params=["pooled", "one-shot, reading, Nix 2.26"])
+@pytest.fixture(params=["pooled", "one-shot, reading", "pooled, Nix 2.26"])
 async def ground(
     request: pytest.FixtureRequest,
     empty_store: ChrootStore,
