@@ -17,7 +17,7 @@ from rich.text import Text
 
 from nixery_snap.doctor import Finding, State
 from nixery_snap.errors import SettingsError
-from nixery_snap.imaging.pipeline import Image
+from nixery_snap.imaging.image import Image
 from nixery_snap.imaging.request import ImageFormat, ImageRequest
 from nixery_snap.object_store.check import Checked
 from nixery_snap.object_store.sweep import Report

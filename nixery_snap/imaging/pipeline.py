@@ -10,8 +10,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -33,6 +32,7 @@ from nixery_snap.errors import (
 from nixery_snap.imaging.admission import CLIENT, BuildQueue, ClientLimit
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.coalesce import Coalescer
+from nixery_snap.imaging.image import Image, Outcome
 from nixery_snap.imaging.locate import find_closure
 from nixery_snap.imaging.request import (
     DEFAULT_SOURCE,
@@ -80,42 +80,6 @@ _STEPS: Final = {
     "realised": "realise",
     "assembled": "assemble",
 }
-
-
-class Outcome(IntEnum):
-    """What there was to do for an image; the greater, the more."""
-
-    HIT = 0
-    EVALUATED = 1
-    REALISED = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An assembled image: its manifest is stored under `digest`, in OCI's media types."""
-
-    digest: Digest
-    architecture: str
-    pin: Pin
-    key: str
-    """Of its record."""
-    record: Mapping[str, Any]
-    """How it came about, as JSON; read when somebody wants to know."""
-    outcome: Outcome = field(default=Outcome.HIT, compare=False)
-
-    @property
-    def resolution(self) -> Resolution:
-        return Resolution.from_json(self.record["resolution"])
-
-    @property
-    def closure(self) -> tuple[tuple[StorePath, int], ...]:
-        """Every store path with its nar_size."""
-        return tuple((StorePath.parse(path), nar_size) for path, nar_size in self.record["closure"])
-
-    @property
-    def nar_bytes(self) -> int:
-        """Of the closure."""
-        return sum(nar_size for _, nar_size in self.record["closure"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from nixery_snap.errors import (
     StillWorking,
     TagNotFound,
 )
-from nixery_snap.imaging.pipeline import Image
+from nixery_snap.imaging.image import Image
 from nixery_snap.imaging.request import ImageFormat, ImageRequest
 from nixery_snap.oci.accept import Accept
 from nixery_snap.oci.compression import Compression
