@@ -392,8 +392,8 @@ class Evaluator(Protocol):
 class Realiser(Protocol):
     """Makes store paths exist, by building or substituting."""
 
-    async def knows(self, packages: Collection[Package]) -> bool:
-        """Whether the store has the derivations of `packages`; without them they must be evaluated again."""
+    async def unwritten(self, packages: Collection[Package]) -> list[Package]:
+        """Those whose derivations the store lacks: they must be evaluated again."""
 
     async def realise(self, key: str, packages: Collection[Package], progress: Progress) -> None:
         """Afterwards every output of `packages` is in the store, kept from its garbage collector under `key`.

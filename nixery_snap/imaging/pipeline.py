@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -33,6 +34,7 @@ from nixery_snap.imaging.admission import CLIENT, BuildQueue, ClientLimit
 from nixery_snap.imaging.assemble import Assembler
 from nixery_snap.imaging.coalesce import Coalescer
 from nixery_snap.imaging.image import Image, Outcome
+from nixery_snap.imaging.instantiate import Instantiator
 from nixery_snap.imaging.locate import find_closure
 from nixery_snap.imaging.request import (
     DEFAULT_SOURCE,
@@ -134,6 +136,7 @@ class Pipeline:
         self._images: Coalescer[Image] = Coalescer(failure_ttl_seconds)
         self._recorded: Coalescer[Image | None] = Coalescer()
         self._resolutions: Coalescer[Resolution] = Coalescer()
+        self._instantiator = Instantiator(steps.evaluator, steps.realiser)
         self._builds = builds
         self._clients = clients
         self._states: dict[str, str] = {}  # what goes on, by the key of an image being made
@@ -152,9 +155,8 @@ class Pipeline:
 
         Raises what the first one raises when none is left.
         """
-        pin = await self.pin(
-            requests[0].source, requests[0].tag, wait_seconds, client
-        )  # once: all are of the same revision
+        # Once: all are of the same revision.
+        pin = await self.pin(requests[0].source, requests[0].tag, wait_seconds, client)
         results = await asyncio.gather(
             *(self._image_at(pin, request, wait_seconds, client=client) for request in requests),
             return_exceptions=True,
@@ -351,7 +353,7 @@ class Pipeline:
     ) -> tuple[Resolution, Closure, bool]:
         """The closure from what stores say; where they do not know all of it, packages are realised first.
 
-        Also tells whether they were. The resolution is another when its derivations were gone.
+        Also tells whether they were.
         """
         realised = False
         missing: set[StorePath] = set()
@@ -363,9 +365,8 @@ class Pipeline:
                 before, missing = missing, missing | set(map(StorePath.parse, error.paths))
                 if missing == before:
                     raise
-            if not realised and not await self._steps.realiser.knows(resolution.packages):
-                # Nobody has written the derivations, or they have been collected as garbage since.
-                resolution = await self._resolve(request, pin, progress, anew=True)
+            if not realised:
+                resolution = await self._instantiate(request, pin, resolution)
             realised = True
             try:
                 await self._realise(key, resolution, progress)
@@ -434,12 +435,24 @@ class Pipeline:
             return False
         return all(await asyncio.gather(*(self._steps.blobs.has(layer.digest) for layer in manifest.layers)))
 
+    async def _instantiate(self, request: ImageRequest, pin: Pin, resolution: Resolution) -> Resolution:
+        """The resolution is another when its derivations were gone and evaluation is not the same again."""
+        key = " ".join((request.source, pin.revision, *_variant(pin)))
+        checkout = partial(self.source(request).checkout, pin)
+        needed = await self._unknown(resolution)
+        return await self._instantiator.instantiate(key, checkout, request.system, resolution, needed)
+
     async def _realise(self, key: str, resolution: Resolution, progress: Progress) -> None:
-        packages = [package for package in resolution.packages if not await self._is_known(package)]
+        packages = await self._unknown(resolution)
         progress("waiting for its turn to be built")
         async with self._builds.turn(lambda: self._images.is_awaited(key)):
             with _timed("realised", packages=len(packages)):
-                await self._steps.realiser.realise(key, packages or resolution.packages, progress)
+                await self._steps.realiser.realise(key, packages, progress)
+
+    async def _unknown(self, resolution: Resolution) -> Sequence[Package]:
+        """What has to be realised."""
+        packages = [package for package in resolution.packages if not await self._is_known(package)]
+        return packages or resolution.packages
 
     async def _is_known(self, package: Package) -> bool:
         try:
@@ -448,28 +461,24 @@ class Pipeline:
             return False
         return True
 
-    async def _resolve(
-        self, request: ImageRequest, pin: Pin, progress: Progress, *, anew: bool = False
-    ) -> Resolution:
-        """Both formats of an image share one evaluation, remembered unless it is to be made `anew`."""
+    async def _resolve(self, request: ImageRequest, pin: Pin, progress: Progress) -> Resolution:
+        """Both formats of an image share one evaluation, which is remembered."""
         names = tuple(sorted({*request.names, *self._base_packages}))
         requested, every = ([list(name.parts) for name in some] for some in (request.names, names))
         key = cache_key(RECIPE_VERSION, pin.revision, *_variant(pin), request.system, requested, every)
 
         async def evaluate() -> Resolution:
-            if not anew and (record := await self._steps.records.get("resolution", key)):
+            if record := await self._steps.records.get("resolution", key):
                 return Resolution.from_json(record)
             progress(f"evaluating {request.title}")
             package_set = await self.source(request).checkout(pin)
-            if anew:
-                package_set = replace(package_set, pin=None)  # nothing of it is remembered anywhere
             with _timed("evaluated", system=request.system, names=len(names)):
                 results = await self._steps.evaluator.evaluate(package_set, request.system, names)
             resolution = Resolution.of(dict(zip(names, results, strict=True)), request.names)
             await self._steps.records.put("resolution", key, resolution.to_json())
             return resolution
 
-        return await self._resolutions.run(f"{key} {anew}", evaluate)
+        return await self._resolutions.run(key, evaluate)
 
     async def manifest(self, image: Image) -> Manifest:
         return Manifest.parse(await self._steps.blobs.get(image.digest))

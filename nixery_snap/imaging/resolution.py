@@ -20,11 +20,13 @@ class Resolution:
     base: tuple[Package, ...]
 
     @property
+    def all(self) -> tuple[Package, ...]:
+        return (*self.base, *self.requested)
+
+    @property
     def packages(self) -> tuple[Package, ...]:
         """Both, each attribute and each derivation with the same outputs once."""
-        unique = {
-            (package.drv_path, tuple(package.outputs)): package for package in (*self.base, *self.requested)
-        }
+        unique = {(package.drv_path, tuple(package.outputs)): package for package in self.all}
         return tuple(unique.values())
 
     @property
@@ -52,6 +54,11 @@ class Resolution:
             tuple(package for name, package in packages.items() if name in requested),
             tuple(package for name, package in packages.items() if name not in requested),
         )
+
+    def replaced(self, results: Mapping[AttributePath, Package | PackageProblem]) -> Self:
+        """With what another evaluation of some of its packages has found. Raises PackagesUnavailable."""
+        known = {package.attribute: package for package in self.all}
+        return self.of({**known, **results}, [package.attribute for package in self.requested])
 
     @classmethod
     def from_json(cls, value: Any) -> Self:

@@ -49,10 +49,11 @@ class NixRealiser:
         self._timeout_seconds = timeout_seconds
         self._options = options
 
-    async def knows(self, packages: Collection[Package]) -> bool:
+    async def unwritten(self, packages: Collection[Package]) -> list[Package]:
         drv_paths = sorted({package.drv_path for package in packages})
-        finished = await self._nix.run("nix-store", "--check-validity", *drv_paths)
-        return finished.returncode == 0
+        finished = await self._nix.run("nix-store", "--check-validity", "--print-invalid", *drv_paths)
+        invalid = frozenset(finished.stdout.decode().split())
+        return [package for package in packages if package.drv_path in invalid]
 
     async def realise(self, key: str, packages: Collection[Package], progress: Progress) -> None:
         targets = sorted(f"{package.drv_path}!{','.join(package.outputs)}" for package in packages)

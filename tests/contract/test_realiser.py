@@ -76,12 +76,14 @@ async def test_kept_from_the_garbage_collector(
     assert are_there(own_store, lost) == [False]
 
 
-async def test_knows(own_store: ChrootStore, nix: NixCommand, realiser: Realiser, package_set: Path) -> None:
+async def test_unwritten(
+    own_store: ChrootStore, nix: NixCommand, realiser: Realiser, package_set: Path
+) -> None:
     packages = await evaluated(nix, package_set, "hello", "curl")
-    assert await realiser.knows(packages)
+    assert await realiser.unwritten(packages) == []
     foreign = dataclasses.replace(packages[0], drv_path=f"/nix/store/{'0' * 32}-absent.drv")
-    assert not await realiser.knows([*packages, foreign])
-    assert await realiser.knows([])
+    assert await realiser.unwritten([*packages, foreign]) == [foreign]
+    assert await realiser.unwritten([]) == []
 
 
 async def failure(nix: NixCommand, realiser: Realiser, package_set: Path, name: str) -> RealisationFailed:

@@ -13,6 +13,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from google.protobuf.message import Message
 
 from nixery_snap.image_service.generated import cri_pb2 as cri
 from tests.integration.nixtools import NIX_CONFIG, ChrootStore
-from tests.integration.processes import Daemon, run, wait_until
+from tests.integration.processes import Daemon, accepts, run, wait_until
 from tests.integration.runtimes.cleanup import remove_empty_cgroups
 from tests.integration.runtimes.containerd import Containerd, starting
 from tests.integration.server import PROGRAM, Json, Substituter, program_env
@@ -272,7 +273,7 @@ class Node:
         log = self.directory / "nix-daemon.log"
         daemon = Daemon([*self._with_own_nix, "nix-daemon"], log=log, env=env)
         self.running["nix-daemon"] = daemon
-        daemon.wait_ready(socket.exists)
+        daemon.wait_ready(partial(accepts, socket))
 
     def kill_nix_daemon(self) -> None:
         """With those that it has started for its clients."""

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.integration.need import absent, need
-from tests.integration.processes import Daemon, free_port, run
+from tests.integration.processes import Daemon, accepts, free_port, run
 
 # Nobody's settings, and the same commits on every machine.
 ENVIRONMENT = {
@@ -246,7 +247,7 @@ def ssh_server(home: Path, environment: Mapping[str, str] | None = None) -> Iter
     daemon.wait_ready(lambda: "listening" in daemon.tail())
     agent = Daemon(["ssh-agent", "-D", "-a", home / "agent"], log=home / "agent.log")
     try:
-        agent.wait_ready((home / "agent").exists)
+        agent.wait_ready(partial(accepts, home / "agent"))
         run("ssh-add", home / "agent-client", env={**ENVIRONMENT, "SSH_AUTH_SOCK": str(home / "agent")})
         yield SshServer(port, home / "client", home / "known_hosts", home / "agent", daemon)
     finally:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.integration.need import need
 from tests.integration.nixtools import EXAMPLES, ChrootStore
-from tests.integration.server import OCI_MANIFEST, Registry, Response, Start
+from tests.integration.server import OCI_MANIFEST, Registry, Response, Start, Substituter
 from tests.integration.sources_git import Repository
 
 REQUESTS = 200
@@ -66,9 +66,16 @@ def what_nix_prints(directory: Path) -> tuple[Path, str]:
     return directory / "said", f"{directory}:{os.environ['PATH']}"
 
 
+@pytest.mark.parametrize("caches", [0, 1])
 async def test_each_attribute_is_evaluated_once(
-    directory: Path, empty_store: ChrootStore, start: Start
+    directory: Path, empty_store: ChrootStore, start: Start, caches: int
 ) -> None:
+    """Where there is a binary cache, the first question about a revision is answered without writing derivations; this
+    one has nothing, so they are written afterwards: each of these, once."""
+    cache = directory / "cache"
+    cache.mkdir()
+    (cache / "nix-cache-info").write_text("StoreDir: /nix/store\n")
+    substituters = [Substituter(f"file://{cache}")] * caches
     repository = Repository.create(directory / "repository")
     copy_busybox(repository.root)
     names = " ".join(f'"{name}"' for name in PACKAGES)
@@ -86,7 +93,10 @@ prefix = "many"
 [limits]
 client_images = {REQUESTS}
 """
-    registry = start(Registry(directory / "state", empty_store.root, config=config, env={"PATH": path}))
+    state = directory / "state"
+    registry = start(
+        Registry(state, empty_store.root, config=config, substituters=substituters, env={"PATH": path})
+    )
     chosen = random.Random(5)
     combinations = [*itertools.combinations(PACKAGES, 1), *itertools.combinations(PACKAGES, 2)]
     tags = {tag: revision for revision in REVISIONS for tag in (revision, commits[revision])}
@@ -115,19 +125,23 @@ client_images = {REQUESTS}
         (tags[one.tag], SYSTEMS[one.prefix], name) for one in asked for name in (*one.names, "cacert")
     }
     assert len(expected) > len(REVISIONS) * len(SYSTEMS) * len(PACKAGES) / 2, "most of them"
-    once = dict.fromkeys(expected, 1)
+    once = Counter(expected)
     computed = Counter(
         (*part.split()[:2], part.split()[2].partition(";")[0])
         for part in said.read_text().split("computed ")[1:]
     )
-    assert computed == once, "by Nix"
     by_commit = {commit: revision for revision, commit in commits.items()}
-    logged = Counter(
-        (by_commit[event["revision"]], event["system"], name)
-        for event in registry.events("attributes-evaluated")
-        for name in event["names"]
+    evaluated, instantiated = (
+        [((by_commit[event["revision"]], event["system"]), event["names"]) for event in registry.events(kind)]
+        for kind in ("attributes-evaluated", "instantiated")
     )
-    assert logged == once, "as the log says"
+    assert Counter((*key, name) for key, names in evaluated for name in names) == once, "as the log says"
+    again = Counter((*key, name) for key, names in instantiated for name in names)
+    assert computed == once + again, "by Nix"
+    assert max(again.values(), default=0) == caches, "none where all are written at once"
+    for key in {key for key, _ in instantiated}:
+        written = {name for *of, name in again if of == [*key]}
+        assert any(written <= {*names} for of, names in evaluated if of == key), "of the first question alone"
     records = list((registry.storage_directory / "records/package").rglob("*.json"))
     assert len(records) == len(expected), "as replicas will find it"
 
