@@ -30,7 +30,8 @@ TRACED = """
 {{ system, ... }}:
 let
   make = name: builtins.trace "computed {revision} ${{system}} ${{name}};" (derivation {{
-    inherit name; system = "x86_64-linux"; builder = "${{./bin}}/busybox"; args = [ "sh" "-c" "echo ${{name}} > $out" ];
+    inherit name; system = "x86_64-linux"; builder = "${{./bin}}/busybox";
+    args = [ "sh" "-c" "echo {revision} ${{system}} ${{name}} > $out" ];
   }});
 in builtins.listToAttrs (map (name: {{ inherit name; value = make name; }}) [ {names} "cacert" ])
 """
@@ -294,7 +295,7 @@ async def test_who_evaluates_much_holds_up_nobody_else(
     greedy = [asyncio.create_task(ask(f"e{number}", "127.0.0.2")) for number in range(5)]
     await asyncio.sleep(1)
     assert await ask("hello", "127.0.0.3") == 200
-    assert answered.index("hello") <= 2, "behind the one that runs"
+    assert answered.index("hello") <= 3, "before those that were there first and had not begun"
     for task in greedy:
         task.cancel()
     await asyncio.gather(*greedy, return_exceptions=True)
