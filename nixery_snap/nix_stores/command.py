@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Self
+from typing import Any, Final, Self
+
+import structlog
 
 from nixery_snap.errors import NixError, NixMissing, SettingsError
 from nixery_snap.ports import Program
 
+log = structlog.get_logger()
+
 _KILL_AFTER_SECONDS: Final = 3
+_LOOK_SECONDS: Final = 1
 _NEEDED: Final = re.compile(
     r"PATH|USER|LANG|TZ|TMPDIR|XDG_RUNTIME_DIR|SSH_AUTH_SOCK|(NIX_)?SSL_CERT_FILE|(?i:https?|all|no)_proxy"
     r"|NIX_(CONF_DIR|DAEMON_SOCKET_PATH|STATE_DIR|USER_CONF_FILES)"
@@ -86,16 +91,23 @@ class NixCommand:
         options: Mapping[str, str] = MappingProxyType({}),
     ) -> Program:
         process = await self._spawn(program, arguments, asyncio.subprocess.DEVNULL, memory_bytes, options)
+        stdout, stderr = bytearray(), bytearray()
+        reading = asyncio.gather(
+            _collect(process.stdout, stdout),
+            _drain(process.stderr, on_stderr) if on_stderr else _collect(process.stderr, stderr),
+            process.wait(),
+        )
         try:
             async with asyncio.timeout(timeout_seconds):
-                stdout, stderr = await asyncio.gather(
-                    _drain(process.stdout, None), _drain(process.stderr, on_stderr)
-                )
-                await process.wait()
-        finally:
+                returncode = await _returncode(process, reading)
+        except BaseException:
             if process.returncode is None:
                 await _end(process)
-        return Program(process.returncode or 0, stdout, stderr)
+            raise
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        return Program(returncode, bytes(stdout), bytes(stderr))
 
     async def start(
         self,
@@ -189,14 +201,15 @@ class TalkingProcess:
                 await asyncio.gather(_drain(self._process.stdout, lambda line: None), self._stderr)
 
 
-async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[bytes], object] | None) -> bytes:
-    """All that the stream says, or each of its lines to `on_line`; of a line that never ends the rest is dropped."""
-    if stream is None:
-        return b""
-    if on_line is None:
-        return await stream.read()
+async def _collect(stream: asyncio.StreamReader | None, said: bytearray) -> None:
+    while stream is not None and (chunk := await stream.read(_READ_BYTES)):
+        said += chunk
+
+
+async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[bytes], object]) -> None:
+    """Each line to `on_line`; of one that never ends the rest is dropped."""
     line = b""
-    while chunk := await stream.read(_READ_BYTES):
+    while stream is not None and (chunk := await stream.read(_READ_BYTES)):
         *complete, rest = chunk.split(b"\n")
         for part in complete:
             on_line(line + part)
@@ -204,7 +217,36 @@ async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[bytes],
         line = (line + rest)[:_LINE_BYTES]
     if line:
         on_line(line)
-    return b""
+
+
+async def _returncode(process: asyncio.subprocess.Process, reading: asyncio.Future[Any]) -> int:
+    """After all has been read, if it can be: what a program leaves behind may keep its pipes open for ever.
+
+    That it has ended is looked for, too, and not only waited for: whoever waits here may hold up everybody else.
+    """
+    looks = 0
+    while not reading.done() and looks * _LOOK_SECONDS <= _KILL_AFTER_SECONDS:
+        await asyncio.wait({reading}, timeout=_LOOK_SECONDS)
+        looks += _has_ended(process.pid)
+    if reading.done():
+        reading.result()
+    else:
+        log.warning("program-left-pipes-open", pid=process.pid, noticed=process.returncode is not None)
+    return _status(process.pid) if process.returncode is None else process.returncode
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether it waits to be buried, or is already."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _status(pid: int) -> int:
+    """Of one that waits to be buried, which this does."""
+    _, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -215,9 +257,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(_KILL_AFTER_SECONDS):
             await process.wait()
     except TimeoutError:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, TimeoutError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+            async with asyncio.timeout(_KILL_AFTER_SECONDS):
+                await process.wait()
 
 
 @cache

@@ -1,6 +1,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +70,21 @@ async def test_secrets_of_the_server_stay_with_it(nix: NixRunner, monkeypatch: p
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
     finished = await nix.run(*evaluate('builtins.getEnv "AWS_SECRET_ACCESS_KEY"'))
     assert finished.stdout.strip() == b'""'
+
+
+async def test_a_program_that_leaves_another_behind(
+    prepared: ChrootStore, make_nix: MakeNix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps what both write to open, as connections of ssh that are shared do."""
+    program = tmp_path / "leaves"
+    program.write_text("#!/bin/sh\nsleep 60 &\necho $! said\necho more >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    async with asyncio.timeout(30):
+        finished = await make_nix(prepared).run("leaves")
+    pid, said = finished.stdout.split()
+    os.kill(int(pid), signal.SIGKILL)
+    assert (finished.returncode, said, finished.stderr) == (3, b"said", b"more\n")
 
 
 async def repl(nix: NixRunner, lines: list[bytes], memory_bytes: int | None = None) -> NixProcess:
