@@ -351,10 +351,7 @@ class Pipeline:
     async def _locate(
         self, key: str, request: ImageRequest, pin: Pin, resolution: Resolution, progress: Progress
     ) -> tuple[Resolution, Closure, bool]:
-        """The closure from what stores say; where they do not know all of it, packages are realised first.
-
-        Also tells whether they were.
-        """
+        """The closure from what stores say, and whether packages had to be realised for it."""
         realised = False
         missing: set[StorePath] = set()
         while True:
@@ -365,11 +362,12 @@ class Pipeline:
                 before, missing = missing, missing | set(map(StorePath.parse, error.paths))
                 if missing == before:
                     raise
-            if not realised:
-                resolution = await self._instantiate(request, pin, resolution)
             realised = True
+            needed = await self._unknown(resolution)
+            resolution = await self._instantiate(request, pin, resolution, needed)
+            names = {package.attribute for package in needed}
             try:
-                await self._realise(key, resolution, progress)
+                await self._realise(key, [one for one in resolution.all if one.attribute in names], progress)
             except RealisationFailed as error:
                 raise self._explained(error, missing) from None
 
@@ -435,15 +433,15 @@ class Pipeline:
             return False
         return all(await asyncio.gather(*(self._steps.blobs.has(layer.digest) for layer in manifest.layers)))
 
-    async def _instantiate(self, request: ImageRequest, pin: Pin, resolution: Resolution) -> Resolution:
+    async def _instantiate(
+        self, request: ImageRequest, pin: Pin, resolution: Resolution, needed: Collection[Package]
+    ) -> Resolution:
         """The resolution is another when its derivations were gone and evaluation is not the same again."""
         key = " ".join((request.source, pin.revision, *_variant(pin)))
         checkout = partial(self.source(request).checkout, pin)
-        needed = await self._unknown(resolution)
         return await self._instantiator.instantiate(key, checkout, request.system, resolution, needed)
 
-    async def _realise(self, key: str, resolution: Resolution, progress: Progress) -> None:
-        packages = await self._unknown(resolution)
+    async def _realise(self, key: str, packages: Collection[Package], progress: Progress) -> None:
         progress("waiting for its turn to be built")
         async with self._builds.turn(lambda: self._images.is_awaited(key)):
             with _timed("realised", packages=len(packages)):
