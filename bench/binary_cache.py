@@ -347,7 +347,11 @@ def measure_closures(work: Path, rounds: int) -> None:
             ],
             ["nix path-info -r", f"{nix * 1000:,.0f} ms", ""],
             ["times faster", f"{nix / ours:.1f}", f"{TIMES_NIX}, {verdict(nix / ours >= TIMES_NIX)}"],
-            ["the same with no signature checked, as Nix does it", f"{nix / times.median('unchecked'):.1f}", ""],
+            [
+                "the same with no signature checked, as Nix does it",
+                f"{nix / times.median('unchecked'):.1f}",
+                "",
+            ],
             [
                 "memory more, largest",
                 f"{growth:.0f} MiB",

@@ -34,6 +34,7 @@ _FAILURES: Final = 16_384
 
 Results = Mapping[AttributePath, Package | PackageProblem]
 Keys = Mapping[AttributePath, str]
+Running = dict[str, asyncio.Task[Results]]
 
 
 class RememberedEvaluator:
@@ -48,7 +49,8 @@ class RememberedEvaluator:
         self._problems: TTLCache[str, PackageProblem] = TTLCache(_FAILURES, failure_ttl_seconds)
         self._errors: TTLCache[str, NixError] = TTLCache(_FAILURES, failure_ttl_seconds)
         # What looks a name up, by its key; one task looks up many.
-        self._running: dict[str, asyncio.Task[Results]] = {}
+        self._running: Running = {}
+        self._running_again: Running = {}
 
     async def evaluate(
         self, package_set: PackageSet, system: str, names: Sequence[AttributePath]
@@ -58,29 +60,27 @@ class RememberedEvaluator:
         base = (_VERSION, package_set.pin.revision, package_set.pin.variant, system)
         keys = {name: _key(*base, name.parts) for name in names}
         known: dict[AttributePath, Package | PackageProblem] = {}
+        running = self._running
         while missing := [name for name in keys if name not in known]:
-            fresh = {name: keys[name] for name in missing if keys[name] not in self._running}
-            ours = self._begin(package_set, system, fresh, _key(*base)) if fresh else None
-            tasks = {self._running[keys[name]] for name in missing}
+            fresh = {name: keys[name] for name in missing if keys[name] not in running}
+            ours = self._begin(package_set, system, fresh, _key(*base), running) if fresh else None
+            tasks = {running[keys[name]] for name in missing}
             # Neither who gives up waiting nor who began ends what others wait for.
             await asyncio.wait(tasks)
             for task in tasks:
                 if task is ours or not (task.cancelled() or task.exception()):
                     known |= task.result()
-                # What another request's names made fail is tried without these.
+            # What another request's names made fail is tried without these, and without all others that may fail.
+            running = self._running_again
         return [known[name] for name in names]
 
-    def _begin(self, package_set: PackageSet, system: str, keys: Keys, set_key: str) -> asyncio.Task[Results]:
+    def _begin(
+        self, package_set: PackageSet, system: str, keys: Keys, set_key: str, running: Running
+    ) -> asyncio.Task[Results]:
         task = asyncio.create_task(self._look_up(package_set, system, keys, set_key))
-        self._running |= dict.fromkeys(keys.values(), task)
-        task.add_done_callback(partial(self._finish, keys))
+        running |= dict.fromkeys(keys.values(), task)
+        task.add_done_callback(partial(_finish, keys, running))
         return task
-
-    def _finish(self, keys: Keys, task: asyncio.Task[Results]) -> None:
-        for key in keys.values():
-            del self._running[key]
-        if not task.cancelled():
-            task.exception()  # seen: perhaps nobody else waits
 
     async def _look_up(self, package_set: PackageSet, system: str, keys: Keys, set_key: str) -> Results:
         found = await asyncio.gather(*map(self._remembered, keys.values()))
@@ -118,6 +118,13 @@ class RememberedEvaluator:
             return None if record is None else Package.from_json(record)
         except (KeyError, TypeError, AttributeError, InvalidFormat):
             return None  # of another version of this program
+
+
+def _finish(keys: Keys, running: Running, task: asyncio.Task[Results]) -> None:
+    for key in keys.values():
+        del running[key]
+    if not task.cancelled():
+        task.exception()  # seen: perhaps nobody else waits
 
 
 def _key(*parts: object) -> str:

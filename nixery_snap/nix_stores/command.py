@@ -21,11 +21,11 @@ import structlog
 
 from nixery_snap.errors import NixError, NixMissing, SettingsError
 from nixery_snap.ports import Program
+from nixery_snap.processes import DEVNULL, PIPE, Process
 
 log = structlog.get_logger()
 
 _KILL_AFTER_SECONDS: Final = 3
-_LOOK_SECONDS: Final = 1
 _NEEDED: Final = re.compile(
     r"PATH|USER|LANG|TZ|TMPDIR|XDG_RUNTIME_DIR|SSH_AUTH_SOCK|(NIX_)?SSL_CERT_FILE|(?i:https?|all|no)_proxy"
     r"|NIX_(CONF_DIR|DAEMON_SOCKET_PATH|STATE_DIR|USER_CONF_FILES)"
@@ -90,24 +90,22 @@ class NixCommand:
         memory_bytes: int | None = None,
         options: Mapping[str, str] = MappingProxyType({}),
     ) -> Program:
-        process = await self._spawn(program, arguments, asyncio.subprocess.DEVNULL, memory_bytes, options)
+        process = await self._spawn(program, arguments, memory_bytes, options)
         stdout, stderr = bytearray(), bytearray()
         reading = asyncio.gather(
             _collect(process.stdout, stdout),
             _drain(process.stderr, on_stderr) if on_stderr else _collect(process.stderr, stderr),
-            process.wait(),
         )
         try:
             async with asyncio.timeout(timeout_seconds):
-                returncode = await _returncode(process, reading)
-        except BaseException:
+                await _read(reading, process)
+        finally:
             if process.returncode is None:
                 await _end(process)
-            raise
-        finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-        return Program(returncode, bytes(stdout), bytes(stderr))
+            process.close()
+        return Program(process.returncode or 0, bytes(stdout), bytes(stderr))
 
     async def start(
         self,
@@ -116,32 +114,25 @@ class NixCommand:
         on_stderr: Callable[[bytes], object],
         memory_bytes: int | None = None,
     ) -> TalkingProcess:
-        process = await self._spawn(program, arguments, asyncio.subprocess.PIPE, memory_bytes)
+        process = await self._spawn(program, arguments, memory_bytes, stdin=PIPE)
         return TalkingProcess(process, on_stderr)
 
     async def _spawn(
         self,
         program: str,
         arguments: Sequence[str],
-        stdin: int,
         memory_bytes: int | None,
         options: Mapping[str, str] = MappingProxyType({}),
-    ) -> asyncio.subprocess.Process:
+        stdin: int = DEVNULL,
+    ) -> Process:
         command = (program, "--store", self.store.uri, "--log-format", "internal-json", *arguments)
         if shutil.which(program, path=self._environment.get("PATH")) is None:
             raise NixMissing(program)
         # Evaluators pay no heed to SIGTERM; others may have builders to end.
         tied = _tied_to_us("TERM" if memory_bytes is None else "KILL")
         try:
-            process = await asyncio.create_subprocess_exec(
-                *tied,
-                *command,
-                stdin=stdin,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=self._with(options),
-                start_new_session=True,  # so that its builders can be ended with it
-                limit=_ANSWER_BYTES,
+            process = await Process.start(
+                *tied, *command, stdin=stdin, env=self._with(options), limit=_ANSWER_BYTES
             )
         except FileNotFoundError:
             raise NixMissing(program) from None
@@ -160,7 +151,7 @@ class NixCommand:
 class TalkingProcess:
     """Implements the port NixProcess."""
 
-    def __init__(self, process: asyncio.subprocess.Process, on_stderr: Callable[[bytes], object]) -> None:
+    def __init__(self, process: Process, on_stderr: Callable[[bytes], object]) -> None:
         self._process = process
         self._reading = asyncio.Lock()
         self._stderr = asyncio.ensure_future(_drain(process.stderr, on_stderr))
@@ -199,6 +190,7 @@ class TalkingProcess:
         with suppress(TimeoutError):
             async with asyncio.timeout(_KILL_AFTER_SECONDS), self._reading:
                 await asyncio.gather(_drain(self._process.stdout, lambda line: None), self._stderr)
+        self._process.close()
 
 
 async def _collect(stream: asyncio.StreamReader | None, said: bytearray) -> None:
@@ -219,37 +211,22 @@ async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[bytes],
         on_line(line)
 
 
-async def _returncode(process: asyncio.subprocess.Process, reading: asyncio.Future[Any]) -> int:
-    """After all has been read, if it can be: what a program leaves behind may keep its pipes open for ever.
-
-    That it has ended is looked for, too, and not only waited for: whoever waits here may hold up everybody else.
-    """
-    looks = 0
-    while not reading.done() and looks * _LOOK_SECONDS <= _KILL_AFTER_SECONDS:
-        await asyncio.wait({reading}, timeout=_LOOK_SECONDS)
-        looks += _has_ended(process.pid)
-    if reading.done():
-        reading.result()
-    else:
-        log.warning("program-left-pipes-open", pid=process.pid, noticed=process.returncode is not None)
-    return _status(process.pid) if process.returncode is None else process.returncode
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether it waits to be buried, or is already."""
+async def _read(reading: asyncio.Future[Any], process: Process) -> None:
+    """To the end of the program. What it leaves behind may keep its pipes open: that is not waited for long."""
+    ended = asyncio.ensure_future(process.wait())
     try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
+        await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({reading}, timeout=_KILL_AFTER_SECONDS)
+        if reading.done():
+            reading.result()
+        else:
+            log.warning("program-left-pipes-open", pid=process.pid)
+        await ended
+    finally:
+        ended.cancel()
 
 
-def _status(pid: int) -> int:
-    """Of one that waits to be buried, which this does."""
-    _, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: Process) -> None:
     """Ask Nix to end, which lets it end its builders; then insist, on the whole process group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)
@@ -257,10 +234,9 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(_KILL_AFTER_SECONDS):
             await process.wait()
     except TimeoutError:
-        with suppress(ProcessLookupError, TimeoutError):
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            async with asyncio.timeout(_KILL_AFTER_SECONDS):
-                await process.wait()
+        await process.wait()
 
 
 @cache

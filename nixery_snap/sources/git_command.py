@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
 from nixery_snap.errors import SourceError
+from nixery_snap.processes import Process
 from nixery_snap.sources.credentials import from_token_file
 from nixery_snap.sources.git_url import GitUrl
 
@@ -122,15 +123,7 @@ class GitCommand:
         environment = self._environment | self._settings(remote)
         reading, writing = os.pipe()
         try:
-            process = await asyncio.create_subprocess_exec(
-                "git",
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=writing,
-                stderr=asyncio.subprocess.PIPE,
-                env=environment,
-                start_new_session=True,  # so that its helpers can be ended with it
-            )
+            process = await Process.start("git", *arguments, stdout=writing, env=environment)
         except FileNotFoundError:
             os.close(reading)
             raise SourceError("git was not found: install it (Debian: apt-get install git)") from None
@@ -153,6 +146,7 @@ class GitCommand:
         finally:
             if process.returncode is None:
                 await _end(process)
+            process.close()
             await asyncio.wait({consuming})  # nobody writes to the pipe any more
             failure = consuming.exception()
         # Whoever stops reading makes git die of a broken pipe: then the reader knows why.
@@ -229,7 +223,7 @@ async def _tail(stream: asyncio.StreamReader | None) -> bytes:
     return tail
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: Process) -> None:
     """Ask git to end, which lets it remove its lock files; then insist, on the whole process group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

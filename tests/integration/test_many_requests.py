@@ -274,7 +274,10 @@ async def test_who_evaluates_much_holds_up_nobody_else(
     """There is one evaluator, and one client has five questions for it to which it never finds an answer."""
     source = directory / "endless"
     source.mkdir()
-    endless = "let count = number: if number < 0 then 0 else count (number + 1); in count 0"
+    # Recursion would end with the stack.
+    endless = (
+        "builtins.genericClosure { startSet = [ { key = 0; } ]; operator = one: [ { key = one.key + 1; } ]; }"
+    )
     added = " ".join(f"e{number} = {endless};" for number in range(5))
     (source / "default.nix").write_text(
         f"{{ system }}: import {EXAMPLES} {{ inherit system; }} // {{ {added} }}"
@@ -295,7 +298,7 @@ async def test_who_evaluates_much_holds_up_nobody_else(
     greedy = [asyncio.create_task(ask(f"e{number}", "127.0.0.2")) for number in range(5)]
     await asyncio.sleep(1)
     assert await ask("hello", "127.0.0.3") == 200
-    assert answered.index("hello") <= 3, "before those that were there first and had not begun"
+    assert answered.index("hello") <= 2, "behind the one that runs"
     for task in greedy:
         task.cancel()
     await asyncio.gather(*greedy, return_exceptions=True)
