@@ -339,14 +339,18 @@ async def test_a_server_that_fails(repository: Repository, server: Server, opene
 
 
 async def test_a_server_that_never_answers(opened: Open, tmp_path: Path) -> None:
+    hung_up = asyncio.Event()
+
     async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
+        hung_up.set()
 
     server = await asyncio.start_server(never, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     with pytest.raises(SourceError, match=r"longer than 0\.5 s"):
         await opened(f"git+http://127.0.0.1:{port}/x", fetch_timeout_seconds=0.5).pin("latest")
+    await hung_up.wait()
     server.close()
     await server.wait_closed()
     [home] = found(tmp_path, "git")
