@@ -98,7 +98,7 @@ class NixCommand:
         )
         try:
             async with asyncio.timeout(timeout_seconds):
-                await _read(reading, process)
+                await _read(reading, stdout, process)
         finally:
             if process.returncode is None:
                 await _end(process)
@@ -211,12 +211,15 @@ async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[bytes],
         on_line(line)
 
 
-async def _read(reading: asyncio.Future[Any], process: Process) -> None:
-    """To the end of the program. What it leaves behind may keep its pipes open: that is not waited for long."""
+async def _read(reading: asyncio.Future[Any], stdout: bytearray, process: Process) -> None:
+    """To the end of the program. What it leaves behind may keep its output open: that is not waited for long."""
     ended = asyncio.ensure_future(process.wait())
     try:
         await asyncio.wait({reading, ended}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({reading}, timeout=_KILL_AFTER_SECONDS)
+        seen = -1
+        while not reading.done() and len(stdout) != seen:  # once more: this process may have stood still, too
+            seen = len(stdout)
+            await asyncio.wait({reading}, timeout=_KILL_AFTER_SECONDS)
         if reading.done():
             reading.result()
         else:
