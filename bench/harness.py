@@ -83,7 +83,7 @@ def process(
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
-            start_new_session=True,
+            process_group=0,
         )
     try:
         deadline = time.monotonic() + 60

@@ -90,7 +90,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
-                start_new_session=True,
+                process_group=0,
             )
 
     @property
