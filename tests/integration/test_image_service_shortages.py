@@ -10,7 +10,7 @@ import pytest
 from tests.integration.caches import CacheDirectory
 from tests.integration.image_archives import oci_archive
 from tests.integration.images import CLOSURE
-from tests.integration.kubelet import Node, new_node
+from tests.integration.kubelet import Kubelet, Node, new_node
 from tests.integration.misbehaving import Kind, Misbehaving, held, misbehaving
 from tests.integration.nixtools import EXAMPLES
 from tests.integration.node_state import nothing_left
@@ -32,22 +32,32 @@ def node(request: pytest.FixtureRequest, directory: Path, slow_cache: Misbehavin
         yield made
 
 
-def has_asked_for_nars(cache: Misbehaving) -> bool:
-    return any(Kind.of(path) is Kind.NAR for path in cache.requests)
+@pytest.fixture
+def release(slow_cache: Misbehaving) -> threading.Event:
+    """The cache holds all NARs back until this is set."""
+    event = threading.Event()
+    slow_cache.faults[Kind.NAR] = held(event)
+    return event
+
+
+def held_pull(kubelet: Kubelet, cache: Misbehaving, image: str = "nix:0/hello") -> grpc.Future:
+    pull = kubelet.pulling(image)
+    wait_until(
+        lambda: any(Kind.of(path) is Kind.NAR for path in cache.requests), seconds=60, what="it fetches"
+    )
+    return pull
 
 
 @pytest.mark.parametrize(("node", "end"), [("1.7", "cancelled"), ("2", "deadline")], indirect=["node"])
-def test_who_gives_up_ends_the_wait_and_not_the_work(node: Node, slow_cache: Misbehaving, end: str) -> None:
+def test_who_gives_up_ends_the_wait_and_not_the_work(
+    node: Node, slow_cache: Misbehaving, release: threading.Event, end: str
+) -> None:
     node.start()
-    release = threading.Event()
-    slow_cache.faults[Kind.NAR] = held(release)
     with node.kubelet() as kubelet:
         if end == "deadline":
             assert kubelet.refused("nix:0/hello", seconds=1)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
         else:
-            pull = kubelet.pulling("nix:0/hello")
-            wait_until(lambda: has_asked_for_nars(slow_cache), seconds=60, what="it fetches")
-            assert pull.cancel()
+            assert held_pull(kubelet, slow_cache).cancel()
         assert kubelet.status("nix:0/hello") is None
         again = kubelet.pulling("nix:0/hello")  # joins what goes on
         release.set()
@@ -59,13 +69,10 @@ def test_who_gives_up_ends_the_wait_and_not_the_work(node: Node, slow_cache: Mis
     nothing_left(node)
 
 
-def test_a_stop_waits_for_pulls(node: Node, slow_cache: Misbehaving) -> None:
+def test_a_stop_waits_for_pulls(node: Node, slow_cache: Misbehaving, release: threading.Event) -> None:
     node.start()
-    release = threading.Event()
-    slow_cache.faults[Kind.NAR] = held(release)
     with node.kubelet() as kubelet:
-        pull = kubelet.pulling("nix:0/hello")
-        wait_until(lambda: has_asked_for_nars(slow_cache), seconds=60, what="it fetches")
+        pull = held_pull(kubelet, slow_cache)
         service = node.running.pop("service")
         service.process.terminate()
         wait_until(lambda: bool(node.events("stopping")), seconds=20, what="it was told")
@@ -81,13 +88,12 @@ def test_a_stop_waits_for_pulls(node: Node, slow_cache: Misbehaving) -> None:
     nothing_left(node)
 
 
-def test_a_stop_gives_up_what_takes_too_long(node: Node, slow_cache: Misbehaving) -> None:
+def test_a_stop_gives_up_what_takes_too_long(
+    node: Node, slow_cache: Misbehaving, release: threading.Event
+) -> None:
     node.start()
-    release = threading.Event()
-    slow_cache.faults[Kind.NAR] = held(release)
     with node.kubelet() as kubelet:
-        pull = kubelet.pulling("nix:0/hello")
-        wait_until(lambda: has_asked_for_nars(slow_cache), seconds=60, what="it fetches")
+        pull = held_pull(kubelet, slow_cache)
         assert node.running.pop("service").stop() == 0
         assert isinstance(pull.exception(), grpc.RpcError)
         [stopped] = node.events("stopped")
@@ -148,14 +154,13 @@ def some_path(cache: CacheDirectory) -> str:
     return next(line.split()[1] for line in narinfo.splitlines() if line.startswith("StorePath:"))
 
 
-def test_nix_daemon_killed_during_a_prefetch(node: Node, slow_cache: Misbehaving) -> None:
-    release = threading.Event()
-    slow_cache.faults[Kind.NAR] = held(release)
+def test_nix_daemon_killed_during_a_prefetch(
+    node: Node, slow_cache: Misbehaving, release: threading.Event
+) -> None:
     node.with_nix_daemon = True
     node.start("nix-daemon", "snapshotter", "containerd", "service")
     with node.kubelet() as kubelet:
-        pull = kubelet.pulling("nix:0/shell/hello")
-        wait_until(lambda: has_asked_for_nars(slow_cache), seconds=60, what="it fetches")
+        pull = held_pull(kubelet, slow_cache, "nix:0/shell/hello")
         node.kill_nix_daemon()
         error = pull.exception()
         assert isinstance(error, grpc.RpcError)
