@@ -12,12 +12,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import structlog
 
-from nixery_snap.errors import InvalidFormat
+from nixery_snap.errors import InvalidFormat, SettingsError
 from nixery_snap.nix import base32
 from nixery_snap.object_store import keys, references
 from nixery_snap.object_store.contents import named_by
@@ -58,7 +59,14 @@ class Copied:
 
 
 async def stores_of(url: str) -> list[str]:
-    """What is to be added to the path of a store's URL: nothing, for itself, and for those within it."""
+    """What is to be added to the path of a store's URL: nothing, for itself, and for those within it.
+
+    Raises SettingsError where there is no store.
+    """
+    parts = urlsplit(url)
+    # Opening it would make it, and a mistyped name is no empty store.
+    if parts.scheme == "file" and not Path(unquote(parts.path)).is_dir():
+        raise SettingsError("", f"there is no directory {unquote(parts.path)}")
     names = {one.key.split("/")[1] async for one in objects(ObjectStore(url), _SEPARATE)}
     return ["", *(f"/{_SEPARATE}/{name}" for name in sorted(names))]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nixery_snap.errors import StorageError
+from nixery_snap.errors import SettingsError, StorageError
 from nixery_snap.nix_stores.decompression import decompress
 from nixery_snap.object_store import keys
 from nixery_snap.object_store.check import check
@@ -206,3 +206,9 @@ async def test_stores_within_a_store(source: ObjectStore, filled: Filled, tmp_pa
     assert {name for name in await names(ObjectStore(other)) if not name.startswith("separate/")} == (
         await names(source) - STAYS - within
     )
+
+
+async def test_a_mistyped_source_is_no_empty_store(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"there is no directory .*/a b$"):
+        await stores_of(f"file://{tmp_path}/a%20b")
+    assert not list(tmp_path.iterdir())
