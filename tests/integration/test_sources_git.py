@@ -354,7 +354,11 @@ async def test_a_server_that_never_answers(opened: Open, tmp_path: Path) -> None
     server.close()
     await server.wait_closed()
     [home] = found(tmp_path, "git")
-    assert not any(str(home) in one for one in environments()), "git and its helpers are gone"
+
+    def gone() -> bool:
+        return not any(str(home) in one for one in environments())
+
+    await asyncio.to_thread(wait_until, gone, seconds=20, what="git and its helpers are gone")
 
 
 def environments() -> list[str]:

@@ -35,7 +35,11 @@ class Containerd:
         return self.ctr("images", "pull", "--plain-http", reference, check=check)
 
     def run(self, reference: str, *command: str) -> str:
-        return self.ctr("run", "--rm", reference, f"test-{uuid.uuid4().hex}", *command).stdout
+        """Its output. ctr itself may lose that of a container which ends before ctr has begun to read."""
+        name = f"test-{uuid.uuid4().hex}"
+        output = self.socket.with_name(name)
+        self.ctr("run", "--rm", "--log-uri", output.as_uri(), reference, name, *command)
+        return output.read_text()
 
 
 def config_for(release: str, directory: Path) -> str:

@@ -208,7 +208,7 @@ async def test_stores_within_a_store(source: ObjectStore, filled: Filled, tmp_pa
     )
 
 
-async def test_a_mistyped_source_is_no_empty_store(tmp_path: Path) -> None:
+def test_a_mistyped_source_is_no_empty_store(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"there is no directory .*/a b$"):
-        await stores_of(f"file://{tmp_path}/a%20b")
+        asyncio.run(stores_of(f"file://{tmp_path}/a%20b"))
     assert not list(tmp_path.iterdir())
