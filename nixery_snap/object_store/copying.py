@@ -65,7 +65,7 @@ async def stores_of(url: str) -> list[str]:
     """
     parts = urlsplit(url)
     # Opening it would make it, and a mistyped name is no empty store.
-    if parts.scheme == "file" and not Path(unquote(parts.path)).is_dir():
+    if parts.scheme == "file" and not await asyncio.to_thread(Path(unquote(parts.path)).is_dir):
         raise SettingsError("", f"there is no directory {unquote(parts.path)}")
     names = {one.key.split("/")[1] async for one in objects(ObjectStore(url), _SEPARATE)}
     return ["", *(f"/{_SEPARATE}/{name}" for name in sorted(names))]
