@@ -26,8 +26,10 @@ hypothesis.settings.load_profile("default")
 # The same again with an older release of a peer, in another order or on another CPU: what CI has no time for.
 LONG = re.compile(
     r"/test_image_service_(faults|pulls|registries)\.py::\w+\[([^]]*-)?1\.7"
-    r"|::test_restarts_during_pulls\[(?!containerd-service-snapshotter|snapshotter-containerd-service)"
-    r"|/test_evaluators?\.py::\w+\[[^]]*2\.26"
+    r"|::test_disk_full\[1\.7"
+    r"|/test_classic_images\.py::(?!test_hello)\w+\[containerd-1"
+    r"|::test_restarts_during_pulls\[(?!containerd-service-snapshotter)"
+    r"|/test_(evaluators?|read_through)\.py::\w+\[[^]]*2\.26"
     r"|::test_same_bytes_on_every_cpu_model\[(?!Nehalem)"
 )
 

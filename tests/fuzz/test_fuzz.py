@@ -14,7 +14,7 @@ from nixery_snap.errors import NixerySnapError
 from tests.fuzz.mutations import almost
 from tests.fuzz.targets import TARGETS, Target
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "60"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
 EXAMPLES = 50  # between two looks at the clock
 
 
