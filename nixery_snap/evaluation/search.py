@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from cachetools import LRUCache
 from rapidfuzz.distance import OSA
@@ -154,6 +156,20 @@ class Catalogues:
         return await asyncio.to_thread(_parse, lines)
 
 
+class _Turns:
+    """One search at a time, as each slows all else down; of several in line no two are one client's."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Semaphore(1)
+        self._of: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def of(self, client: str) -> AsyncIterator[None]:
+        place_in_line = self._of.setdefault(client, asyncio.Semaphore(1))
+        async with place_in_line, self._turn:
+            yield
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """A page of what was found in one revision."""
@@ -171,11 +187,19 @@ class PackageSearch:
     systems: tuple[str, ...]
     indexes: Indexes
     catalogues: Catalogues
+    _turns: _Turns = field(default_factory=_Turns, init=False)
 
     async def search(
-        self, query: str, source: str, tag: str, system: str | None = None, offset: int = 0, limit: int = 20
+        self,
+        query: str,
+        source: str,
+        tag: str,
+        system: str | None = None,
+        offset: int = 0,
+        limit: int = 20,
+        client: str = "",
     ) -> Found:
-        """Without a `system` the first one is meant.
+        """Without a `system` the first one is meant. Clients take turns.
 
         Raises NotFound where there is no source or index, UnsupportedSystem, TagNotFound, SourceError, InvalidFormat,
         BlobNotFound, StorageError.
@@ -193,7 +217,8 @@ class PackageSearch:
                 f"there is no index of revision {pin.revision} for {system}; `nixery-snap index` makes it"
             )
         catalogue = await self.catalogues.open(index)
-        page = await asyncio.to_thread(catalogue.search, query, offset, limit)
+        async with self._turns.of(client):
+            page = await asyncio.to_thread(catalogue.search, query, offset, limit)
         return Found(pin.revision, system, page)
 
 

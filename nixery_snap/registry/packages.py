@@ -28,11 +28,11 @@ async def get_packages(request: web.Request) -> web.Response:
     if unknown := sorted(set(asked) - _PARAMETERS):
         raise InvalidFormat("search", unknown[0], f"the parameters are {', '.join(sorted(_PARAMETERS))}")
     offset = _number(asked.get("offset", "0"), 0, _MAX_OFFSET)
-    search = request.app[PACKAGE_SEARCH]
+    search, client = request.app[PACKAGE_SEARCH], client_of(request)
     name, tag = asked.get("source", DEFAULT_SOURCE), check_tag(asked.get("tag", DEFAULT_TAG))
     registry = request.app[SEPARATE].get(name, request.app[REGISTRY])
     if name in search.sources and search.sources[name].current(tag) is None:
-        await registry.pipeline.pin(name, tag, registry.wait_seconds, client_of(request))
+        await registry.pipeline.pin(name, tag, registry.wait_seconds, client)
     found = await search.search(
         asked.get("q", ""),
         name,
@@ -40,6 +40,7 @@ async def get_packages(request: web.Request) -> web.Response:
         asked.get("system"),
         offset,
         _number(asked.get("limit", str(_DEFAULT_PAGE)), 1, MAX_PAGE),
+        client,
     )
     body = canonical_json.encode(
         {

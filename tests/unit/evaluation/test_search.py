@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import cast
 
 import pytest
@@ -124,13 +125,17 @@ class _Source:
         return Pin(tag)
 
 
-async def test_searching_a_source() -> None:
+async def new_search() -> PackageSearch:
     made = Made()
     await made.add([Entry(("hello",), package(("hello",)))])
     source = cast("PackageSource", _Source())
-    search = PackageSearch(
+    return PackageSearch(
         {"default": source}, (SYSTEM, "aarch64-linux"), made.indexes, Catalogues(made.indexes)
     )
+
+
+async def test_searching_a_source() -> None:
+    search = await new_search()
     found = await search.search("hello", "default", "latest")
     assert (found.revision, found.system, found.page.total) == (PIN.revision, SYSTEM, 1)
     assert (await search.search("hello", "default", PIN.revision)).page == found.page
@@ -143,3 +148,17 @@ async def test_searching_a_source() -> None:
             await search.search(*arguments)
     with pytest.raises(UnsupportedSystem):
         await search.search("hello", "default", "latest", "riscv64-linux")
+
+
+async def test_clients_take_turns() -> None:
+    """Who asks for much waits for his own searches, and one who comes later for one of them."""
+    search = await new_search()
+    ended: list[str] = []
+
+    async def ask(client: str) -> None:
+        await search.search("hello", "default", "latest", client=client)
+        ended.append(client)
+
+    await asyncio.gather(*(ask("greedy") for _ in range(5)), ask("other"))
+    assert ended.index("other") == 1
+    assert len(ended) == 6
