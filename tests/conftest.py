@@ -13,7 +13,7 @@ from tests.once import VARIABLE
 hypothesis.settings.register_profile(
     "default",
     deadline=None,  # machines differ; pytest-timeout is what stops a test that hangs
-    max_examples=50,  # tests/fuzz goes on for longer
+    max_examples=25 if "CI" in os.environ else 50,  # tests/fuzz goes on for longer
     print_blob=True,
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,
@@ -27,7 +27,7 @@ hypothesis.settings.load_profile("default")
 LONG = re.compile(
     r"/test_image_service_(faults|pulls|registries)\.py::\w+\[([^]]*-)?1\.7"
     r"|::test_disk_full\[1\.7"
-    r"|/test_classic_images\.py::(?!test_hello)\w+\[containerd-1"
+    r"|/test_classic_images\.py::(?!test_hello)\w+\[(containerd-1|podman)"
     r"|::test_restarts_during_pulls\[(?!containerd-service-snapshotter)"
     r"|/test_(evaluators?|read_through)\.py::\w+\[[^]]*2\.26"
     r"|::test_same_bytes_on_every_cpu_model\[(?!Nehalem)"

@@ -15,7 +15,7 @@ from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import Evaluator, Package, PackageSet, Pin
 from tests.contract.conftest import SYSTEM, MakeNix, names
 from tests.integration.need import NIX_2_26, need_nix_2_26
-from tests.integration.nixtools import ChrootStore
+from tests.integration.nixtools import ENDLESS, ChrootStore
 
 MakeEvaluator = Callable[[float], Evaluator]
 
@@ -266,10 +266,7 @@ async def test_arguments_of_a_set(evaluator: Evaluator, tmp_path: Path) -> None:
 
 
 async def test_takes_too_long(make_evaluator: MakeEvaluator, tmp_path: Path) -> None:
-    (tmp_path / "default.nix").write_text(
-        "{ }: { slow = builtins.genericClosure { startSet = [ { key = 0; } ];"
-        " operator = x: [ { key = x.key + 1; } ]; }; }"
-    )
+    (tmp_path / "default.nix").write_text(f"{{ }}: {{ slow = {ENDLESS}; }}")
     evaluator = make_evaluator(0.5)
     with pytest.raises(EvaluationTimedOut):
         await evaluator.evaluate(a_set(tmp_path), SYSTEM, names("slow.x"))

@@ -22,6 +22,14 @@ NIX_CONFIG = "\n".join(
     ]
 )
 
+# It takes years, and neither stack nor memory; a recursion would end with the one, a list that grows with the other.
+ENDLESS = """(let
+  list = builtins.genList (number: number) 10000;
+  count = sum: _: sum + 1;
+  inner = sum: _: builtins.foldl' count sum list;
+  middle = sum: _: builtins.foldl' inner sum list;
+in builtins.foldl' middle 0 list)"""
+
 INSTALLED = """
   directory: names: let
     packages = import (/. + directory) { };

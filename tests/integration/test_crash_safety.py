@@ -7,13 +7,12 @@ from pathlib import Path
 
 from tests.integration.crashes import crash, request_and_hang_up
 from tests.integration.need import need
-from tests.integration.nixtools import ChrootStore, add_package
+from tests.integration.nixtools import ENDLESS, ChrootStore, add_package
 from tests.integration.processes import wait_until
 from tests.integration.server import Registry
 
 ROUNDS = 4
 SLEEPER = "sleeper-of-the-dead"
-ENDLESS = "let count = number: if number < 0 then 0 else count (number + 1); in count 0"
 
 
 def test_killed_at_random_moments(directory: Path, own_store: ChrootStore, own_source: Path) -> None:

@@ -32,7 +32,7 @@ from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import Evaluator, Package, PackageSet, Pin
 from tests.integration.need import NIX_2_26, need_nix_2_26
-from tests.integration.nixtools import EXAMPLES, NIX_CONFIG, ChrootStore
+from tests.integration.nixtools import ENDLESS, EXAMPLES, NIX_CONFIG, ChrootStore
 from tests.integration.processes import run
 
 SYSTEM = "x86_64-linux"
@@ -242,10 +242,7 @@ async def test_eats_memory(ground: Ground, directory: Path, name: str) -> None:
 
 
 async def test_never_ends(ground: Ground, directory: Path) -> None:
-    endless = (
-        "builtins.genericClosure { startSet = [ { key = 0; } ]; operator = x: [ { key = x.key + 1; } ]; }"
-    )
-    package_set = a_set(directory, endless=endless)
+    package_set = a_set(directory, endless=ENDLESS)
     evaluator = ground.make(3)
     waiting = [asyncio.create_task(one(evaluator, package_set, "endless"))]
     await asyncio.sleep(0)
@@ -430,12 +427,9 @@ async def test_each_package_is_evaluated_once_under_load(ground: Ground, directo
 
 @WITH_PROCESSES_THAT_STAY
 async def test_closing_while_it_works(ground: Ground, directory: Path) -> None:
-    endless = (
-        "builtins.genericClosure { startSet = [ { key = 0; } ]; operator = x: [ { key = x.key + 1; } ]; }"
-    )
     evaluator = ground.make(60)
     assert isinstance(evaluator, PooledEvaluator)
-    package_set = a_set(directory, endless=endless)
+    package_set = a_set(directory, endless=ENDLESS)
     assert await is_well(evaluator, package_set)
     task = asyncio.create_task(one(evaluator, package_set, "endless"))
     await asyncio.sleep(0.1)

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from tests.integration.need import need
-from tests.integration.nixtools import EXAMPLES, ChrootStore
+from tests.integration.nixtools import ENDLESS, EXAMPLES, ChrootStore
 from tests.integration.server import OCI_MANIFEST, Registry, Response, Start, Substituter
 from tests.integration.sources_git import Repository
 
@@ -274,11 +274,7 @@ async def test_who_evaluates_much_holds_up_nobody_else(
     """There is one evaluator, and one client has five questions for it to which it never finds an answer."""
     source = directory / "endless"
     source.mkdir()
-    # Recursion would end with the stack.
-    endless = (
-        "builtins.genericClosure { startSet = [ { key = 0; } ]; operator = one: [ { key = one.key + 1; } ]; }"
-    )
-    added = " ".join(f"e{number} = {endless};" for number in range(5))
+    added = " ".join(f"e{number} = {ENDLESS};" for number in range(5))
     (source / "default.nix").write_text(
         f"{{ system }}: import {EXAMPLES} {{ inherit system; }} // {{ {added} }}"
     )
