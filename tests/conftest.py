@@ -23,7 +23,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
-# The same again with another release or kind of a peer, in another order or on another CPU: what CI has no time for.
+# What CI has no time for: the same again with another release or kind of a peer, in another order, on another CPU; and
+# the commands of those pages of the manual that change least.
 LONG = re.compile(
     r"/test_image_service_(faults|pulls|registries)\.py::\w+\[([^]]*-)?1\.7"
     r"|::test_disk_full\[1\.7"
