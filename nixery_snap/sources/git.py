@@ -115,12 +115,11 @@ class GitSource:
             raise StorageError(f"the checkouts of {self.name} cannot be read: {error}") from error
 
     async def _check_out(self, commit: str) -> Path:
-        if not await self._mirror.fetch_commit(commit):
-            raise self._not_found(commit)
         try:
             staged = await asyncio.to_thread(self._checkouts.stage)
             try:
-                await self._mirror.export(commit, staged / "source", submodules=self._submodules)
+                if not await self._mirror.export(commit, staged / "source", submodules=self._submodules):
+                    raise self._not_found(commit)
                 return await asyncio.to_thread(self._checkouts.keep, staged, commit)
             finally:
                 await asyncio.to_thread(self._checkouts.discard, staged)

@@ -26,7 +26,11 @@ _READ_BYTES: Final = 64 * 1024
 _NEEDED: Final = re.compile(
     r"PATH|LANG|TZ|TMPDIR|(SSL_CERT|GIT_SSL_CA)(_FILE|INFO)|NIX_SSL_CERT_FILE|(?i:https?|all|no)_proxy"
 )
+# Packs, because one appears with all that it has, while of single objects commits are written first: a commit that is
+# here must never lack a file, whether its fetch is under way or was killed.
 _CONFIG: Final = """\
+[fetch]
+	unpackLimit = 1
 [core]
 	hooksPath = /dev/null
 	attributesFile = /dev/null

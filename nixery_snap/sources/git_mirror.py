@@ -39,9 +39,9 @@ _MAX_SUBMODULE_DEPTH: Final = 10
 _NO_REF: Final = re.compile(r"couldn't find remote ref|not our ref|unadvertised object")
 # What a process that was killed leaves behind, and what a disk does.
 _DAMAGED: Final = re.compile(
-    r"\.lock': File exists|not a git repository|corrupt|bad object|missing (blob|tree|commit|necessary)"
-    r"|unable to read (tree|sha1)|inflate: data stream error|invalid sha1 pointer|bad (config|index|pack)"
-    r"|shallow file has changed|garbage at end|did not send all necessary objects"
+    r"\.lock': File exists|not a git repository|corrupt|(bad|invalid) object|missing (blob|tree|commit|necessary)"
+    r"|unable to read (tree|sha1)|cannot read '[0-9a-f]{40}|inflate: data stream error|invalid sha1 pointer"
+    r"|bad (config|index|pack)|shallow file has changed|garbage at end|did not send all necessary objects"
 )
 _COMMIT: Final = re.compile(rb"[0-9a-f]{40}([0-9a-f]{24})?")
 _OTHER_FORMAT: Final = re.compile(r"mismatched algorithms: client \w+; server (sha1|sha256)")
@@ -83,10 +83,6 @@ class GitMirror:
         """
         return await self._sound(lambda: self._fetch_first(refs))
 
-    async def fetch_commit(self, commit: str) -> bool:
-        """Whether the commit is here, fetched only if it was not. Raises SourceError, StorageError."""
-        return await self._sound(lambda: self._fetch_commit(commit, self._url.text))
-
     async def expand(self, abbreviation: str) -> str | None:
         """The one commit here that begins so."""
         return await self._sound(lambda: self._parsed(abbreviation))
@@ -114,14 +110,20 @@ class GitMirror:
         arguments = ("ls-remote", "--quiet", "--refs", "--heads", "--tags", self._url.text)
         return await self._sound(lambda: self._git.stream(_ref_names, *arguments, remote=self._url.text))
 
-    async def export(self, commit: str, directory: Path, *, submodules: bool) -> None:
-        """The files of a commit that is here, into the new `directory`. Raises SourceError, StorageError."""
+    async def export(self, commit: str, directory: Path, *, submodules: bool) -> bool:
+        """The files of a commit, fetched only if it is not here, into the new `directory`; false if there is no such.
 
-        async def export() -> None:
+        Raises SourceError, StorageError.
+        """
+
+        async def export() -> bool:
+            if not await self._fetch_commit(commit, self._url.text):
+                return False
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
             await self._export(commit, directory, self._url.text, submodules)
+            return True
 
-        await self._sound(export)
+        return await self._sound(export)
 
     async def _sound(self, work: Callable[[], Awaitable[T]]) -> T:
         """The result of `work`, once more with a new mirror when this one proves damaged."""

@@ -16,7 +16,7 @@ from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import PackageSource, Pin, PinStore
 from nixery_snap.sources.opening import SourceOptions, open_source
 from tests.integration.sources_git import Repository, git_server, http_backend, ssh_server
-from tests.integration.sources_web import Answer, WebServer, archive, web_server
+from tests.integration.sources_web import Answer, WebServer, archive
 
 FILES = {"default.nix": "{ }: { }", "flake.nix": "{ outputs = _: { }; }"}
 KINDS = ["path", "path with overlay", "git+file", "git+http", "git+ssh", "channel", "tarball"]
@@ -97,7 +97,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
                 (tmp_path / "overlay.nix").write_text("final: previous: { }")
                 made.options = {"overlays": (tmp_path / "overlay.nix",)}
         elif plain in {"channel", "tarball"}:
-            server = stack.enter_context(web_server())
+            server = stack.enter_context(WebServer().running())
             made = a_channel(server) if plain == "channel" else a_tarball(server)
         else:
             repository, edit = a_repository(tmp_path)

@@ -2,22 +2,15 @@
 
 import contextlib
 import http.client
-import socket
-import struct
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from tests.integration.buckets import Buckets
+from tests.support import servers
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection; `server` is a Server."""
-
-    protocol_version = "HTTP/1.1"
+class Handler(servers.Handler):
     server: "Server"
 
     def handle_any(self) -> None:
@@ -27,10 +20,7 @@ class Handler(BaseHTTPRequestHandler):
             fault = next((fault for meant, fault in self.server.faults if meant(self)), Handler.pass_on)
             fault(self)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815 - the base class asks for it
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
     def asked(self) -> tuple[http.client.HTTPResponse, bytes]:
         """What the server behind says; the headers are signed, and so left as they are."""
@@ -59,31 +49,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(size_bytes))
         self.end_headers()
 
-    def reset(self) -> None:
-        self.wfile.flush()
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
-
 
 Fault = Callable[[Handler], None]
 Meant = Callable[[Handler], bool]
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False  # slow answers are cut off by `over`
-    request_queue_size = 1024
-
+class Server(servers.Server):
     def __init__(self, port_behind: int) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.port_behind = port_behind
         self.faults: list[tuple[Meant, Fault]] = []
         self.requests: list[str] = []
-        self.over = threading.Event()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that were reset on purpose are no news."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,7 @@ class BrokenBucket:
     buckets: Buckets
 
     def url(self, bucket: str, prefix: str = "") -> str:
-        own = Buckets(self.server.server_address[1], self.buckets.access_key, self.buckets.secret_key)
+        own = Buckets(self.server.server_port, self.buckets.access_key, self.buckets.secret_key)
         return own.url(bucket, prefix)
 
     @contextlib.contextmanager
@@ -109,16 +85,8 @@ class BrokenBucket:
 
 @contextlib.contextmanager
 def broken_bucket(buckets: Buckets) -> Iterator[BrokenBucket]:
-    server = Server(buckets.port)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with Server(buckets.port).running() as server:
         yield BrokenBucket(server, buckets)
-    finally:
-        server.over.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 # --- what is meant, and what goes wrong -------------------------------------------------------------

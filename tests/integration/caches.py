@@ -8,35 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.need import need
+from tests.integration.nginx import access_log, run_nginx
 from tests.integration.nixtools import ChrootStore
-from tests.integration.processes import Daemon, free_port, run
+from tests.integration.processes import free_port, run
 from tests.integration.server import Substituter, request
 
 NIX_KEY = ("nix", "--extra-experimental-features", "nix-command", "key")
 READY = "/ready"  # asked for until there is an answer
-NGINX = """\
-daemon off;
-{user}
-worker_processes 1;
-pid {home}/pid;
-error_log {home}/error.log;
-events {{}}
-http {{
+HTTP = """
   log_format plain '$request_method $uri $status $body_bytes_sent';
-  access_log {home}/access.log plain;
-  client_body_temp_path {home}/body;
-  proxy_temp_path {home}/proxy;
-  fastcgi_temp_path {home}/fastcgi;
-  uwsgi_temp_path {home}/uwsgi;
-  scgi_temp_path {home}/scgi;
   sendfile on;
   tcp_nodelay on;
   server {{
     listen 127.0.0.1:{port} backlog=1024;
     root {root};
   }}
-}}
 """
 
 
@@ -154,10 +140,9 @@ class Served:
         return Substituter(self.url, [self.cache.key.public], priority)
 
     def accesses(self) -> list[Access]:
-        lines = (self.home / "access.log").read_text().splitlines()
         return [
             Access(method, path, int(status), int(sent))
-            for method, path, status, sent in map(str.split, lines)
+            for method, path, status, sent in map(str.split, access_log(self.home))
             if path != READY
         ]
 
@@ -171,13 +156,8 @@ class Served:
 
 @contextlib.contextmanager
 def nginx(cache: CacheDirectory, home: Path) -> Iterator[Served]:
-    need("nginx")
     home.mkdir(parents=True)
     served = Served(cache, home, free_port())
-    config = home / "nginx.conf"
-    user = "user root;" if os.geteuid() == 0 else ""  # the directories of the tests are closed to all others
-    config.write_text(NGINX.format(home=home, port=served.port, root=cache.root, user=user))
-    daemon = Daemon(["nginx", "-c", config, "-e", home / "error.log", "-p", home], log=home / "out.log")
 
     def ready() -> bool:
         try:
@@ -185,8 +165,5 @@ def nginx(cache: CacheDirectory, home: Path) -> Iterator[Served]:
         except OSError:
             return False
 
-    daemon.wait_ready(ready)
-    try:
+    with run_nginx(home, HTTP.format(port=served.port, root=cache.root), ready):
         yield served
-    finally:
-        daemon.stop()

@@ -340,6 +340,10 @@ class Node:
         """What holds a pod's namespaces: one static program."""
         archive = pause_archive(self.directory / "pause.tar")
         self.ctr("images", "import", "--snapshotter", "nix", "--base-name", "localhost/pause", str(archive))
+        # containerd's CRI part hears of it a moment later, and would try to pull it before.
+        cri_part = Kubelet(self.containerd.socket, self.containerd.socket, self.directory)
+        with contextlib.closing(cri_part):
+            wait_until(lambda: cri_part.status(PAUSE) is not None, seconds=30, what="CRI knows it")
 
 
 def _options(substituter: Substituter) -> dict[str, str]:

@@ -2,18 +2,15 @@
 
 import contextlib
 import re
-import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from tests.integration.caches import CacheDirectory
 from tests.integration.server import Substituter
+from tests.support import servers
 
 
 class Kind(Enum):
@@ -32,10 +29,7 @@ class Kind(Enum):
         return next((kind for kind in cls if path.endswith(kind.value)), cls.OTHER)
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection; `server` is a Server."""
-
-    protocol_version = "HTTP/1.1"
+class Handler(servers.Handler):
     server: "Server"
 
     def do_GET(self) -> None:
@@ -47,10 +41,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 fault(self)
 
-    do_HEAD = do_GET  # noqa: N815 - the base class asks for it
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
+    do_HEAD = do_GET
 
     @property
     def content(self) -> bytes | None:
@@ -74,36 +65,16 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
 
-    def reset(self) -> None:
-        """End the connection as a crash does: what has been sent may be lost too."""
-        self.wfile.flush()
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
-
 
 Fault = Callable[[Handler], None]
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False  # slow answers are cut off by `over`
-    request_queue_size = 1024
-
+class Server(servers.Server):
     def __init__(self, cache: CacheDirectory) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.cache = cache
         self.faults: dict[Kind, Fault] = {}
         self.requests: list[str] = []
-        self.over = threading.Event()
-
-    def serve(self) -> None:
-        """Until `over`, and one connection more. Unlike serve_forever it wakes up for requests alone."""
-        while not self.over.is_set():
-            self.handle_request()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that were reset on purpose are no news."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +85,7 @@ class Misbehaving:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        return self.server.url
 
     @property
     def faults(self) -> dict[Kind, Fault]:
@@ -134,15 +105,8 @@ def misbehaving(cache: CacheDirectory, **faults: Fault) -> Iterator[Misbehaving]
     """Faults by the name of their kind."""
     server = Server(cache)
     server.faults.update({Kind[kind]: fault for kind, fault in faults.items()})
-    thread = threading.Thread(target=server.serve, daemon=True)
-    thread.start()
-    try:
+    with server.running():
         yield Misbehaving(server)
-    finally:
-        server.over.set()
-        socket.create_connection(("127.0.0.1", server.server_port)).close()
-        thread.join()
-        server.server_close()
 
 
 # --- faults -----------------------------------------------------------------------------------------

@@ -4,18 +4,16 @@ import contextlib
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.integration.need import absent, need
 from tests.integration.processes import Daemon, accepts, free_port, run
+from tests.support import servers
 
 # Nobody's settings, and the same commits on every machine.
 ENVIRONMENT = {
@@ -76,10 +74,9 @@ class Repository:
         return f"git+file://{self.root}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(servers.Handler):
     """Runs `git http-backend` as a CGI program (RFC 3875)."""
 
-    protocol_version = "HTTP/1.1"
     server: "Server"
 
     def do_GET(self) -> None:
@@ -95,10 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(*self.run(body))
 
-    do_POST = do_GET  # noqa: N815 - the base class asks for it
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
+    do_POST = do_GET
 
     def body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -153,14 +147,11 @@ class Asked:
     authorization: str | None = field(repr=False)
 
 
-class Server(ThreadingHTTPServer):
+class Server(servers.Server):
     """Serves the repositories below `root`; `authorizations` are what it lets in, everybody when empty."""
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Handler)
         self.root = root
         self.config = root / ".served.gitconfig"
         self.config.write_text("[safe]\n\tdirectory = *\n")
@@ -172,7 +163,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.server_address[1]}"
+        return f"127.0.0.1:{self.server_port}"
 
     def url(self, repository: Repository, login: str = "") -> str:
         return f"git+http://{login}{self.host}/{repository.root.relative_to(self.root)}"
@@ -181,14 +172,8 @@ class Server(ThreadingHTTPServer):
 @contextlib.contextmanager
 def git_server(root: Path) -> Iterator[Server]:
     need("git")
-    with Server(root) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    with Server(root).running() as server:
+        yield server
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 import contextlib
 import io
 import tarfile
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+
+from tests.support.servers import Handler, Server
 
 
 @dataclass
@@ -21,8 +20,7 @@ class Answer:
     wanted: str = field(default="", repr=False)
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Pages(Handler):
     server: "WebServer"
 
     def do_GET(self) -> None:
@@ -43,26 +41,16 @@ class Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):  # the client may have had enough
             self.wfile.write(found.content)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        pass
 
-
-class WebServer(ThreadingHTTPServer):
+class WebServer(Server):
     """`pages` by path may be changed at any time; the longest prefix that redirects counts for what is below it."""
 
-    daemon_threads = True
-    block_on_close = False
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(Pages)
         self.pages: dict[str, Answer] = {}
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.down = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
     def find(self, path: str) -> Answer:
         if self.down:
@@ -83,18 +71,6 @@ class WebServer(ThreadingHTTPServer):
 
     def add_commit(self, commit: str, files: Mapping[str, str]) -> None:
         self.pages[f"/archive/{commit}.tar.gz"] = Answer(archive(files, "gz", f"nixpkgs-{commit}/"))
-
-
-@contextlib.contextmanager
-def web_server() -> Iterator[WebServer]:
-    with WebServer() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def archive(files: Mapping[str, str], compression: str = "gz", top: str = "set/") -> bytes:

@@ -8,10 +8,9 @@ import json
 import re
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -28,6 +27,8 @@ from tests.integration.nixtools import EXAMPLES, ChrootStore
 from tests.integration.processes import Daemon, free_port, output_of, run, wait_until
 from tests.integration.server import OCI_MANIFEST, PROGRAM, Registry, Response, Start, digest_of
 from tests.integration.sources_git import Repository
+from tests.support.certificates import self_signed
+from tests.support.servers import Server
 from tests.unit.access.jwts import Key, forgeries, payload
 
 HASH = "a" * 32
@@ -748,16 +749,11 @@ def issuer(directory: Path) -> Iterator[tuple[str, Key]]:
     """Its URL and its key."""
     files, key = directory / "issuer", Key.generate("one", "RS256")
     (files / ".well-known").mkdir(parents=True)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Issuer, directory=str(files))) as server:
-        url = f"http://127.0.0.1:{server.server_port}"
-        configuration = {"issuer": url, "jwks_uri": f"{url}/keys"}
+    with Server(partial(Issuer, directory=str(files))).running() as server:
+        configuration = {"issuer": server.url, "jwks_uri": f"{server.url}/keys"}
         (files / ".well-known/openid-configuration").write_text(json.dumps(configuration))
         (files / "keys").write_text(json.dumps({"keys": [key.jwk]}))
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield url, key
-        server.shutdown()
-        thread.join()
+        yield server.url, key
 
 
 def test_tokens_of_an_issuer(
@@ -813,22 +809,7 @@ def test_tls(directory: Path, prepared_store: ChrootStore) -> None:
     need("openssl")
 
     def make(name: str) -> None:
-        command = [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-days",
-            "2",
-        ]
-        names = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
-        run(*command, *names, "-keyout", directory / "new.key", "-out", directory / "new.crt")
-        (directory / "new.key").rename(directory / "tls.key")
-        (directory / "new.crt").rename(directory / "tls.crt")
+        self_signed(directory / "tls.crt", directory / "tls.key", name, "IP:127.0.0.1")
 
     def get(target: str) -> tuple[str, bytes]:
         """Who the server says it is, and the body."""

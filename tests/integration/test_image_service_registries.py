@@ -14,7 +14,7 @@ from tests.integration.image_archives import descriptor, oci_archive, write_tar
 from tests.integration.image_archives import directory as directory_entry
 from tests.integration.images import image_paths
 from tests.integration.kubelet import IMAGES, Kubelet, Node, new_node
-from tests.integration.mirrors import tls_mirror, waiting_mirror
+from tests.integration.mirrors import WaitingMirror, tls_mirror
 from tests.integration.nixtools import EXAMPLES, ChrootStore, add_package
 from tests.integration.node_state import nothing_left
 from tests.integration.server import Image, Registry, Substituter, digest_of, serving
@@ -91,7 +91,7 @@ def test_mirror(world: World, directory: Path, trust: str, *, own_path: bool) ->
 
 def test_cancelled_while_containerd_pulls(world: World) -> None:
     """It is told, and stops."""
-    with waiting_mirror(world.registry.port) as mirror:
+    with WaitingMirror(world.registry.port).running() as mirror:
         world.configure(
             f'[host."http://127.0.0.1:{mirror.server_port}"]\ncapabilities = ["pull", "resolve"]\n'
         )

@@ -15,7 +15,7 @@ import structlog
 from nixery_snap.errors import SourceError, TagNotFound
 from nixery_snap.object_store.pins import StoredPins
 from nixery_snap.object_store.store import ObjectStore
-from nixery_snap.ports import PackageSource
+from nixery_snap.ports import PackageSource, Pin
 from nixery_snap.sources.opening import SourceOptions, open_source
 from tests.integration.need import need
 from tests.integration.processes import run, wait_until
@@ -373,13 +373,27 @@ def _content(path: Path) -> str:
         return ""
 
 
+def forget_files(mirror: Path) -> None:
+    """Its commit is here, and what that consists of is not."""
+    git = ("git", "--git-dir", mirror)
+    [pack] = mirror.glob("objects/pack/*.pack")
+    objects = pack.read_bytes().decode("utf-8", "surrogateescape")
+    shutil.rmtree(pack.parent)
+    run(*git, "unpack-objects", "-q", stdin=objects)
+    for line in run(*git, "cat-file", "--batch-check", "--batch-all-objects").stdout.splitlines():
+        name, kind, _ = line.split()
+        if kind == "blob":
+            (mirror / "objects" / name[:2] / name[2:]).unlink()
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "lock": lambda mirror: (mirror / "shallow.lock").touch(),
     "no objects": lambda mirror: shutil.rmtree(mirror / "objects"),
     "no HEAD": lambda mirror: (mirror / "HEAD").unlink(),
     "empty HEAD": lambda mirror: (mirror / "HEAD").write_text(""),
     "bad config": lambda mirror: (mirror / "config").write_text("[core"),
-    "empty objects": lambda mirror: [truncate(path) for path in mirror.glob("objects/??/*")],
+    "empty objects": lambda mirror: [truncate(path) for path in mirror.glob("objects/pack/*")],
+    "no files": forget_files,
     "gone": shutil.rmtree,
 }
 
@@ -414,6 +428,28 @@ async def test_processes_share_a_mirror(repository: Repository, opened: Open) ->
         *(text(source, f"b{number}") for source in sources for number in range(len(commits)))
     )
     assert texts == [f"{number}" for number in range(len(commits))] * len(sources)
+
+
+async def test_a_commit_is_here_with_all_its_files_or_not_at_all(
+    repository: Repository, opened: Open, tmp_path: Path
+) -> None:
+    """A name of it may be fetched while the commit itself is asked for; git writes commits first, and files last."""
+    repository.git("tag", "v1")
+    commit = repository.commit({"big": os.urandom(8_000_000).hex()})
+    source = opened(repository.url)
+    await source.pin("v1")
+    [mirror] = found(tmp_path, "git/mirror.git")
+    fetching = asyncio.create_task(source.pin("main"))
+
+    def here() -> bool:
+        return run("git", "--git-dir", mirror, "cat-file", "-e", commit, check=False).returncode == 0
+
+    await asyncio.to_thread(wait_until, here, seconds=60, what="the commit is here")
+    with structlog.testing.capture_logs() as logs:
+        checkout = await source.checkout(Pin(commit))
+    assert (checkout.directory / "big").stat().st_size == 16_000_000
+    assert logs == [], "nothing had to be mended"
+    assert (await fetching).revision == commit
 
 
 # --- hostile contents -------------------------------------------------------------------------------

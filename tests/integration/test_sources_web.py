@@ -17,7 +17,7 @@ from nixery_snap.object_store.pins import StoredPins
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import PackageSource, Pin
 from nixery_snap.sources.opening import SourceOptions, open_source
-from tests.integration.sources_web import Answer, WebServer, archive, web_server
+from tests.integration.sources_web import Answer, WebServer, archive
 from tests.unit.sources.archives import compress
 
 SECRET = "s3cret-token-of-the-tests"
@@ -28,7 +28,7 @@ Open = Callable[..., PackageSource]
 
 @pytest.fixture
 def server() -> Iterator[WebServer]:
-    with web_server() as running:
+    with WebServer().running() as running:
         yield running
 
 
@@ -247,7 +247,7 @@ async def test_credentials(server: WebServer, opened: Open, tmp_path: Path, give
     (tmp_path / "token").write_text(f"me:{SECRET}\n")
     (tmp_path / "netrc").write_text(f"machine 127.0.0.1 login me password {SECRET}\n")
     wanted = f"Basic {base64.b64encode(f'me:{SECRET}'.encode()).decode()}"
-    with web_server() as other:
+    with WebServer().running() as other:
         other.pages["/real"] = Answer(archive({"default.nix": "x"}))
         server.pages["/set"] = Answer(archive({"default.nix": "x"}), wanted=wanted)
         server.pages["/elsewhere"] = Answer(redirect_to=f"{other.url}/real", wanted=wanted)

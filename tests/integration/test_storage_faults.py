@@ -129,8 +129,8 @@ async def test_a_server_that_overwrites_is_refused(bucket: BrokenBucket) -> None
 def server(scratch: Path, prepared_store: ChrootStore, bucket: BrokenBucket) -> Iterator[Registry]:
     """It is impatient, and everything passes through it."""
     home = scratch / "storage-faults"
-    # The first object of a bucket can take SeaweedFS longer than this server waits.
-    asyncio.run(ObjectStore(bucket.url("faults", "before")).put("x", b""))
+    # The first objects of a bucket can take SeaweedFS longer than this server waits.
+    asyncio.run(ObjectStore(bucket.url("faults", "all")).initialise())
     registry = Registry(
         home / "state",
         prepared_store.copy(home / "store").root,

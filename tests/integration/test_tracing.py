@@ -6,13 +6,11 @@ import gzip
 import secrets
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from tests.integration.kubelet import IMAGES, new_node
 from tests.integration.nixtools import EXAMPLES, ChrootStore
 from tests.integration.processes import wait_until
 from tests.integration.server import Registry, Start, Substituter, program_env
+from tests.support.servers import Handler, Server
 
 trace_service = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
 
@@ -75,9 +74,7 @@ def _span(span: Any, service: str) -> Span:
 def http_server(handle: Any) -> Iterator[int]:
     """The port of a server whose answers `handle` gives."""
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Asked(Handler):
         def do_POST(self) -> None:
             content = self.rfile.read(int(self.headers["Content-Length"]))
             handle(self.path, dict(self.headers.items()), content)
@@ -92,19 +89,8 @@ def http_server(handle: Any) -> Iterator[int]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with Server(Asked).running() as server:
         yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture

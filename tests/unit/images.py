@@ -18,7 +18,6 @@ from nixery_snap.imaging.layers import LayerMaker
 from nixery_snap.imaging.request import ImageFormat, NameGrammar
 from nixery_snap.imaging.resolution import Resolution
 from nixery_snap.nix.attribute_path import AttributePath
-from nixery_snap.nix.path_info import reachable
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.object_store.blobs import Blobs
 from nixery_snap.object_store.records import StoredRecords
@@ -26,7 +25,7 @@ from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.oci.digest import Digest
 from nixery_snap.oci.manifest import Manifest
 from nixery_snap.ports import Package, Pin
-from tests.unit.stores import FileStore, Run, To
+from tests.unit.stores import FileStore, Run, To, reachable
 
 PIN = Pin("0" * 64)
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,34 +13,16 @@ from structlog.testing import capture_logs
 from nixery_snap import tls
 from nixery_snap.errors import SettingsError
 from nixery_snap.tls import Certificate
+from tests.support.certificates import self_signed
 
 Make = Callable[[str], None]
-OPENSSL = [
-    "openssl",
-    "req",
-    "-x509",
-    "-newkey",
-    "ec",
-    "-pkeyopt",
-    "ec_paramgen_curve:P-256",
-    "-nodes",
-    "-days",
-    "2",
-]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def made(name: str) -> None:
         """A pair for a host called `name`, in place of the one before, each file all at once."""
-        key, certificate = tmp_path / "new.key", tmp_path / "new.crt"
-        subprocess.run(
-            [*OPENSSL, "-subj", f"/CN={name}", "-keyout", key, "-out", certificate],
-            check=True,
-            capture_output=True,
-        )
-        key.rename(tmp_path / "tls.key")
-        certificate.rename(tmp_path / "tls.crt")
+        self_signed(tmp_path / "tls.crt", tmp_path / "tls.key", name)
 
     return made
 
