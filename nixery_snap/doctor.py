@@ -60,11 +60,13 @@ async def examine(settings: Settings, containerd: str | None = None) -> list[Fin
     """
     async with AsyncExitStack() as stack:
         objects = open_objects(settings)
+        separate = {name: open_objects(settings, name) for name in sorted(settings.separate_sources)}
         nix = open_nix(settings)
         checks: list[tuple[str, _Check]] = [
             ("Nix", partial(_version, nix)),
             ("Nix store", partial(_store, nix)),
             ("storage", partial(_storage, objects)),
+            *((f"storage of {name}", partial(_storage, its)) for name, its in separate.items()),
             ("signing key", partial(_key, settings)),
         ]
         checks += [(f"source {name}", partial(_source, settings, name, nix)) for name in settings.all_sources]
@@ -81,7 +83,8 @@ async def examine(settings: Settings, containerd: str | None = None) -> list[Fin
         findings = await asyncio.gather(*(_finding(what, check) for what, check in checks))
     nix_directory = nix.store.root / "nix"  # often a file system of its own
     store = nix_directory if nix_directory.exists() else nix.store.root
-    return [*findings, *_disks({settings.cache_path, store, *filter(None, [objects.root])})]
+    roots = {one.root for one in (objects, *separate.values()) if one.root is not None}
+    return [*findings, *_disks({settings.cache_path, store, *roots})]
 
 
 async def _finding(what: str, check: _Check) -> Finding:

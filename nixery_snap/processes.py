@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final
 
 DEVNULL: Final = subprocess.DEVNULL
@@ -59,7 +60,8 @@ class Process:
                     process._writers.append(writer)
                     setattr(process, name, writer if name == "stdin" else reader)
             except BaseException:
-                process._popen.kill()
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.close()
                 raise
         return process

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
@@ -14,13 +16,14 @@ from nixery_snap.evaluation.answers import Answers
 from nixery_snap.evaluation.one_shot import OneShotEvaluator
 from nixery_snap.evaluation.question import Question
 from nixery_snap.evaluation.seats import Seat, Seats
-from nixery_snap.evaluation.warm import Died, NotUnderstood, WarmProcess
+from nixery_snap.evaluation.warm import Died, NotUnderstood, Silent, WarmProcess
 from nixery_snap.nix.attribute_path import AttributePath
 from nixery_snap.ports import NixRunner, Package, PackageSet
 
 log = structlog.get_logger()
 
 _IDLE_SECONDS: Final = 300
+_RETRY_SECONDS: Final = 60.0  # what was wrong with the machine may be over
 _PACKAGE_SETS: Final = 1024
 _MIB: Final = 1024 * 1024
 
@@ -49,9 +52,9 @@ class PooledEvaluator:
         self._seats: Seats[WarmProcess] = Seats(processes, _IDLE_SECONDS, WarmProcess.end)
         self._is_closed = False
         self._asked_about: TTLCache[Hashable, bool] = TTLCache(_PACKAGE_SETS, _IDLE_SECONDS)
-        # Which kinds of evaluation, pure or not, are known to be possible here, and impossible.
+        # Which kinds of evaluation, pure or not, are known to be possible here, and until when others are not.
         self._usable: set[bool] = set()
-        self._unusable: set[bool] = set()
+        self._unusable_until: dict[bool, float] = {}
 
     async def close(self) -> None:
         """Ends all processes; evaluations under way raise NixError."""
@@ -61,7 +64,7 @@ class PooledEvaluator:
     async def evaluate(
         self, package_set: PackageSet, system: str, names: Sequence[AttributePath]
     ) -> Sequence[Package | PackageProblem]:
-        if package_set.pin is None or package_set.is_flake in self._unusable or not names:
+        if package_set.pin is None or not names or not self._may_be_usable(package_set.is_flake):
             return await self._one_shot.evaluate(package_set, system, names)
         key = (package_set.pin.revision, package_set.pin.variant, str(package_set.directory), system)
         is_first = key not in self._asked_about
@@ -73,20 +76,25 @@ class PooledEvaluator:
             async with self._seats.take(key) as seat:
                 answers = await self._answers(seat, asked, names)
         except NotUnderstood as error:
-            self._give_up(package_set, str(error))
+            self._give_up(
+                package_set.is_flake, error, _RETRY_SECONDS if isinstance(error, Silent) else math.inf
+            )
             return await self._one_shot.evaluate(package_set, system, names)
         except Died as error:  # before it was asked anything
             # When the machine is not in order, this tells why.
             results = await self._one_shot.evaluate(package_set, system, names)
             if not error.is_killed:
-                self._give_up(package_set, str(error))
+                self._give_up(package_set.is_flake, error, _RETRY_SECONDS)
             return results
         return await self._results(package_set, system, asked, dict(zip(names, answers, strict=True)), names)
 
-    def _give_up(self, package_set: PackageSet, reason: str) -> None:
-        if package_set.is_flake not in self._unusable:
-            self._unusable.add(package_set.is_flake)
-            log.warning("evaluators-not-kept", pure=package_set.is_flake, reason=reason)
+    def _may_be_usable(self, is_pure: bool) -> bool:
+        return time.monotonic() >= self._unusable_until.get(is_pure, 0)
+
+    def _give_up(self, is_pure: bool, error: Exception, seconds: float) -> None:
+        if self._may_be_usable(is_pure):
+            self._unusable_until[is_pure] = time.monotonic() + seconds
+            log.warning("evaluators-not-kept", pure=is_pure, reason=str(error))
 
     async def _answers(
         self, seat: Seat[WarmProcess], asked: Question, names: Sequence[AttributePath]

@@ -44,6 +44,10 @@ class NotUnderstood(Exception):
     """This Nix does not talk as expected."""
 
 
+class Silent(NotUnderstood):
+    """It says nothing: the machine may be too busy."""
+
+
 class WarmProcess:
     """Knows one package set for one system; to be asked one question at a time. Whoever started it ends it."""
 
@@ -71,7 +75,7 @@ class WarmProcess:
         except BaseException as error:
             await warm.end()
             if check and isinstance(error, TimeoutError):
-                raise NotUnderstood(f"nothing for {_CHECK_SECONDS} s") from None
+                raise Silent(f"nothing for {_CHECK_SECONDS} s") from None
             raise
         return warm
 

@@ -1,6 +1,7 @@
 """`kill -9` at any moment leaves nothing behind that a restart would serve wrongly."""
 
 import contextlib
+import os
 import random
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.integration.processes import wait_until
 from tests.integration.server import Registry
 
 ROUNDS = 4
+MORE_THAN_A_PACKAGE_SECONDS = 3
 SLEEPER = "sleeper-of-the-dead"
 
 
@@ -20,16 +22,24 @@ def test_killed_at_random_moments(directory: Path, own_store: ChrootStore, own_s
     crash(directory, own_store, own_source, ROUNDS, random.SystemRandom().randrange(2**32))
 
 
-def processes_of(registry: Registry) -> list[str]:
-    """Those that it has started, and theirs."""
+def processes_of(registry: Registry) -> dict[int, str]:
+    """The command lines of those that it has started, and theirs."""
     home = f"HOME={registry.state}/cache/home".encode()
-    found = []
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             environment = (process / "environ").read_bytes().split(b"\0")
             if home in environment or f"name={SLEEPER}".encode() in environment:
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
     return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of its own code; 0 when it has ended."""
+    with contextlib.suppress(OSError):
+        user_ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]
+        return int(user_ticks) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def test_nothing_works_on_for_a_server_that_is_dead(
@@ -44,20 +54,24 @@ def test_nothing_works_on_for_a_server_that_is_dead(
     clients = [
         threading.Thread(target=request_and_hang_up, args=(registry, name)) for name in ("sleeper", "endless")
     ]
+
+    def builds() -> bool:
+        return any("sleep 1000" in line for line in processes_of(registry).values())
+
+    def evaluates() -> bool:
+        found = processes_of(registry).items()
+        return any("repl" in line and cpu_seconds(pid) > MORE_THAN_A_PACKAGE_SECONDS for pid, line in found)
+
     try:
         registry.pull("hello")
-        for client in clients:
+        for client, is_at_work in zip(clients, (builds, evaluates), strict=True):
             client.start()
-        wait_until(
-            lambda: all(
-                any(word in line for line in processes_of(registry)) for word in ("sleep 1000", "repl")
-            ),
-            seconds=60,
-            what="both are at work",
-        )
+            wait_until(is_at_work, seconds=60, what=is_at_work.__name__)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{processes_of(registry)}\n{registry.log.read_text()}") from error
     finally:
         registry.kill()
-    wait_until(lambda: processes_of(registry) == [], seconds=5, what="all of them end")
+    wait_until(lambda: not processes_of(registry), seconds=5, what="all of them end")
     for client in clients:
         client.join()
 

@@ -37,6 +37,7 @@ def test_all_is_well(registry: Registry, served: Served, directory: Path) -> Non
     (directory / "popularity").write_text('{"hello": 3}')
     registry.env["NIXERY_SNAP_POPULARITY"] = str(directory / "popularity")
     registry.substituters = [served.substituter()]
+    registry.config = f'[sources.inner]\nspec = "path:{registry.source}"\nprefix = "inner"\nseparate = true\n'
     status, findings = doctor(registry)
     assert status == 0
     assert {finding["state"] for finding in findings.values()} <= {"ok", "warning"}
@@ -46,8 +47,9 @@ def test_all_is_well(registry: Registry, served: Served, directory: Path) -> Non
     assert findings["popularity"]["detail"] == "of 1 packages"
     assert "first start" in findings["signing key"]["detail"]
     assert f"disk of {registry.store}/nix" in findings
+    assert "can be written" in findings["storage of inner"]["detail"]
     assert not (registry.storage_directory / "secrets").exists(), "nothing is made"
-    assert not list((registry.storage_directory / "staging").glob("*")), "nothing is left"
+    assert not list(registry.storage_directory.rglob("staging/*")), "nothing is left"
 
 
 def test_what_is_wrong(registry: Registry, directory: Path) -> None:

@@ -369,6 +369,31 @@ async def test_an_evaluator_is_killed(ground: Ground, directory: Path, moment: s
 
 
 @WITH_PROCESSES_THAT_STAY
+async def test_a_machine_on_which_none_starts_for_a_while(
+    ground: Ground, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each evaluation takes a process of its own then, and no longer."""
+    monkeypatch.setattr("nixery_snap.evaluation.pool._RETRY_SECONDS", 0.5)
+    nix, trouble = directory / "programs/nix", directory / "trouble"
+    nix.parent.mkdir()
+    nix.write_text(f"""#!/bin/sh
+case " $* " in *" repl "*) if [ -e {trouble} ]; then exit 1; fi; esac
+PATH=${{PATH#*:}} exec nix "$@"
+""")
+    nix.chmod(0o755)
+    environment = ground.nix._environment
+    monkeypatch.setitem(environment, "PATH", f"{nix.parent}:{environment['PATH']}")
+    package_set, evaluator = a_set(directory), ground.make(60)
+    trouble.touch()
+    assert await is_well(evaluator, package_set)
+    assert ground.warm() == []
+    trouble.unlink()
+    await asyncio.sleep(0.5)
+    assert await is_well(evaluator, package_set)
+    assert len(ground.warm()) == 1
+
+
+@WITH_PROCESSES_THAT_STAY
 async def test_processes_stay_are_bounded_and_end(ground: Ground, directory: Path) -> None:
     evaluator = ground.make(60)
     sets = [a_set(directory, name=f"set-{number}") for number in range(3)]

@@ -1,9 +1,10 @@
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import uvloop
@@ -64,6 +65,34 @@ def test_ended_by_a_signal_with_all_that_it_started(run: Any) -> None:
         return returncode
 
     assert run(work()) == -signal.SIGKILL
+
+
+def test_given_up_while_it_starts(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stays, nor does what it has started by then."""
+    os.mkfifo(tmp_path / "open")
+    alive: list[BinaryIO] = []  # read to its end when nobody has the other one any more
+    given_up: list[Process] = []
+    close = Process.close
+
+    def close_and_tell(process: Process) -> None:
+        given_up.append(process)
+        close(process)
+
+    async def cancelled(sock: socket.socket, **_: object) -> None:
+        sock.close()
+        alive.append((tmp_path / "open").open("rb"))
+        raise asyncio.CancelledError
+
+    async def work() -> bytes:
+        monkeypatch.setattr(asyncio, "open_unix_connection", cancelled)
+        monkeypatch.setattr(Process, "close", close_and_tell)
+        with pytest.raises(asyncio.CancelledError):
+            await shell(f"exec 3> {tmp_path}/open; sleep 600 & wait")
+        assert await given_up[0].wait() == -signal.SIGKILL
+        with alive[0] as file:
+            return file.read()
+
+    assert run(work()) == b""
 
 
 def test_the_end_does_not_wait_for_what_is_left_behind(run: Any) -> None:
