@@ -34,14 +34,14 @@ from harness import (
     median,
     need,
     peak_memory_mib,
-    process,
     seeded_bytes,
     table,
     verdict,
     work_directory,
 )
-from serving import CONNECTIONS, Peer, Row, client_of
+from serving import CONNECTIONS, Peer, Row, client_of, run_nginx
 
+from nixery_snap import event_loop
 from nixery_snap.imaging.locate import find_closure
 from nixery_snap.nix import base32
 from nixery_snap.nix.narinfo import NarInfo
@@ -99,27 +99,16 @@ def nginx(work: Path, root: Path) -> Iterator[Peer]:
     """One worker that serves `root` as a binary cache at / and below PREFIX; its log has every request."""
     work.mkdir()
     port = free_port()
-    user = "user root;" if os.geteuid() == 0 else ""  # the files are in a private directory
-    temporary = " ".join(
-        f"{kind}_temp_path {work}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    settings = work / "nginx.conf"
-    settings.write_text(
-        f"""{user} worker_processes 1; daemon off; pid {work}/nginx.pid; error_log {work}/nginx.err;
-events {{ worker_connections 1024; }}
-http {{
-  log_format plain '$uri'; access_log {work}/access.log plain buffer=64k flush=1s; {temporary}
-  sendfile on; tcp_nopush on; tcp_nodelay on; keepalive_requests 1000000000; open_file_cache max=100;
+    http = f"""
+  log_format plain '$uri'; access_log {work}/access.log plain buffer=64k flush=1s;
+  sendfile on; tcp_nopush on; tcp_nodelay on; open_file_cache max=100;
   server {{
     listen 127.0.0.1:{port} backlog=1024; root {root}; default_type text/x-nix-narinfo;
     location {PREFIX}/ {{ alias {root}/; access_log off; }}
   }}
-}}
 """
-    )
-    command = ["nginx", "-e", work / "nginx.err", "-c", settings, "-p", work]
-    with process(command, port, work / "nginx.log") as pid:
-        yield Peer("nginx", port, pid)
+    with run_nginx(work, port, http) as peer:
+        yield peer
 
 
 def made_up_path(name: str) -> StorePath:
@@ -301,7 +290,7 @@ def resolve(url: str, public_key: str, root: str, records: str, checks: bool) ->
 
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = peak_memory_mib(os.getpid())
-    paths, seconds = uvloop.run(work())
+    paths, seconds = event_loop.run(work())
     return paths, seconds, peak_memory_mib(os.getpid()) - before
 
 
@@ -334,7 +323,7 @@ def measure_closures(work: Path, rounds: int) -> None:
                 env = environment(work / f"home-{number}-{name}")  # a new one, so that Nix knows nothing
                 line = ["nix", *command, "-r", "--store", url, str(root)]
                 begun = time.perf_counter()
-                found = subprocess.run(line, env=env, stdout=subprocess.PIPE, check=True).stdout.split()
+                found = subprocess.run(line, env=env, capture_output=True, check=True).stdout.split()
                 times.samples[name].append(time.perf_counter() - begun)
                 check(name == "verify" or len(found) == PATHS, f"{len(found)} paths of Nix")
             asked_before = asked(log, ".narinfo")  # Nix asks for one of them twice

@@ -201,22 +201,29 @@ def nginx(work: Path, files: dict[str, tuple[str, str, bytes]]) -> Iterator[Peer
             f"location = {target} {{ types {{ }} default_type {media_type};"
             f" add_header Docker-Content-Digest {digest}; add_header ETag '\"{digest}\"'; }}"
         )
+    http = (
+        "access_log off; sendfile on; tcp_nopush on; etag off; open_file_cache max=100;"
+        f" server {{ listen 127.0.0.1:{port}; root {root}; {' '.join(locations)} }}"
+    )
+    with run_nginx(work, port, http) as peer:
+        yield peer
+
+
+@contextmanager
+def run_nginx(work: Path, port: int, http: str) -> Iterator[Peer]:
+    """One worker; `http` goes into the section of that name."""
     user = "user root;" if os.geteuid() == 0 else ""  # the files are in a private directory
+    temporary = " ".join(
+        f"{kind}_temp_path {work}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
     settings = work / "nginx.conf"
     settings.write_text(
-        f"""{user} worker_processes 1; daemon off; pid {work}/nginx.pid; error_log {work}/nginx.err;
-events {{ worker_connections 512; }}
-http {{
-  access_log off; sendfile on; tcp_nopush on; etag off; keepalive_requests 1000000000; open_file_cache max=100;
-  client_body_temp_path {work}/t1; proxy_temp_path {work}/t2; fastcgi_temp_path {work}/t3;
-  uwsgi_temp_path {work}/t4; scgi_temp_path {work}/t5;
-  server {{ listen 127.0.0.1:{port}; root {root}; {" ".join(locations)} }}
-}}
-"""
+        f"{user} worker_processes 1; daemon off; pid {work}/nginx.pid; error_log {work}/nginx.err;\n"
+        f"events {{ worker_connections 1024; }}\n"
+        f"http {{ {temporary} keepalive_requests 1000000000; {http} }}\n"
     )
-    with process(
-        ["nginx", "-e", work / "nginx.err", "-c", settings, "-p", work], port, work / "nginx.log"
-    ) as pid:
+    command = ["nginx", "-e", work / "nginx.err", "-c", settings, "-p", work]
+    with process(command, port, work / "nginx.log") as pid:
         yield Peer("nginx", port, pid)
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import uvloop
 from click.shell_completion import get_completion_class
 from rich.console import Console
 from rich.filesize import decimal
 
-from nixery_snap import __version__, reports
+from nixery_snap import __version__, event_loop, reports
 from nixery_snap.adapters import open_every
 from nixery_snap.doctor import State, examine
 from nixery_snap.errors import NixerySnapError
@@ -175,7 +174,7 @@ def index(settings: Settings, name: str, tag: str, system: str | None) -> None:
                 made = await service.indexer.index(package_set, system or settings.systems[0], advance)
         click.echo(", ".join(f"{count} {kind}" for kind, count in made.counts.items()))
 
-    uvloop.run(work())
+    event_loop.run(work())
 
 
 @cli.command()
@@ -208,7 +207,7 @@ def search(
                 click.echo(f"{one.attribute}  {one.name}  {one.description}")
             click.echo(f"{len(found.page.packages)} of {found.page.total}", err=True)
 
-    uvloop.run(work())
+    event_loop.run(work())
 
 
 @cli.command()
@@ -236,7 +235,7 @@ def popularity(settings: Settings, name: str, tag: str, output: Path) -> None:
                     made, service.of(name).path_infos, service.evaluator, package_set, system, progress
                 )
 
-    output.write_bytes(canonical_json.encode(uvloop.run(work())))
+    output.write_bytes(canonical_json.encode(event_loop.run(work())))
 
 
 @cli.command()
@@ -259,7 +258,7 @@ def push(settings: Settings, store_paths: tuple[str, ...], every: bool) -> None:
                     count += await service.shared.publisher.push(closure, progress, every=every)
             click.echo(f"published {count} of {len(closure)} store paths")
 
-    uvloop.run(work())
+    event_loop.run(work())
 
 
 @cli.command()
@@ -271,7 +270,7 @@ def gc(settings: Settings, dry_run: bool, as_json: bool) -> None:
     configure_logging("console", quiet=True)
     for objects in open_every(settings):
         with reports.progress(Console(stderr=True)) as progress:
-            report = uvloop.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
+            report = event_loop.run(collect_garbage(settings, objects, progress, dry_run=dry_run))
         reports.print_garbage(Console(), report, dry_run=dry_run, machine=as_json)
 
 
@@ -292,7 +291,7 @@ def fsck(settings: Settings, repair: bool, as_json: bool) -> None:
     found = False
     for objects in open_every(settings):
         with reports.progress(Console(stderr=True)) as progress:
-            checked = uvloop.run(work(objects, progress))
+            checked = event_loop.run(work(objects, progress))
         reports.print_checked(Console(), checked, repaired=repair, machine=as_json)
         found = found or bool(checked.findings)
     if found:
@@ -313,8 +312,8 @@ def copy_store(origin: str, target: str) -> None:
             return await copy(source, store_at(target, path), advance)
 
     broken = 0
-    for path in uvloop.run(stores_of(origin)):
-        copied = uvloop.run(work(path))
+    for path in event_loop.run(stores_of(origin)):
+        copied = event_loop.run(work(path))
         click.echo(
             f"copied {copied.objects} objects of {decimal(copied.bytes)}; {copied.present} were there already"
             + (
@@ -369,7 +368,7 @@ def completion(shell: str) -> None:
 def doctor(settings: Settings, containerd: str | None, as_json: bool) -> None:
     """Try everything that the settings name: Nix, storage, sources, substituters, builders, key."""
     configure_logging("console", quiet=True)
-    findings = uvloop.run(examine(settings, containerd))
+    findings = event_loop.run(examine(settings, containerd))
     if as_json:
         click.echo(reports.as_json([asdict(finding) for finding in findings]))
     else:
@@ -407,7 +406,7 @@ def _run(settings: Settings, name: str, work: Callable[[Service, ImageRequest], 
             return await work(service, service.grammar.parse(image_name, tag or DEFAULT_TAG))
 
     # asyncio's own loop can wait for ever at its end for a program whose start was interrupted.
-    return uvloop.run(main())
+    return event_loop.run(main())
 
 
 async def _make(service: Service, request: ImageRequest) -> Any:

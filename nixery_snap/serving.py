@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
-import uvloop
 from aiohttp import web
 
-from nixery_snap import metrics
+from nixery_snap import event_loop, metrics
 from nixery_snap.binary_cache.at_once import narinfos_at_once
 from nixery_snap.errors import NixerySnapError
 from nixery_snap.image_service.notify import notify
@@ -61,7 +60,7 @@ def serve(settings: Settings, started: Callable[[str], None]) -> int:
         started(address)
 
     if settings.workers == 1:
-        code, again = 0, uvloop.run(_serve(settings, sock, parts[0], ready))
+        code, again = 0, event_loop.run(_serve(settings, sock, parts[0], ready))
     else:
         code, again = _supervise(settings.model_copy(update={"listen": address}), held, parts, ready)
     if again:
@@ -248,7 +247,7 @@ def _work(settings: Settings, held: socket.socket | None, part: MetricsPart, ali
         os.close(ready)
 
     try:
-        uvloop.run(_serve(settings, held or _bind(settings), part, started, supervisor=alive))
+        event_loop.run(_serve(settings, held or _bind(settings), part, started, supervisor=alive))
     except NixerySnapError as error:
         log.error("worker-cannot-start", reason=str(error))
         return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from nixery_snap.errors import PathsMissing
-from nixery_snap.nix.path_info import Closure, PathInfo, reachable, references_first
+from nixery_snap.nix.path_info import Closure, PathInfo, references_first
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.ports import PathInfoSource
 
@@ -23,7 +23,7 @@ async def find_closure(source: PathInfoSource, roots: Collection[StorePath]) -> 
         if missing := unknown.difference(known):
             raise PathsMissing(tuple(map(str, sorted(missing))))
         unknown = {path for info in answer.values() for path in info.references}.difference(known)
-    closure, _ = reachable(roots, known)
+    closure = {path: known[path] for path in sorted(known)}
     for _ in references_first(closure):
         pass
     return closure

@@ -28,6 +28,20 @@ _MAX_URL: Final = 1024
 _URL: Final = re.compile(r"[A-Za-z0-9._~+=,@?&/-]+")
 _SHA256: Final = re.compile(f"sha256:[01][{ALPHABET}]{{51}}")
 _COMPRESSION: Final = re.compile(r"[a-z0-9]{1,16}")
+# As nearly all caches write it. Of these fields all but the store paths are known to be good by then.
+_USUAL: Final = re.compile(
+    rf"StorePath: {STORE_DIR}/(?P<path>[^/\n]+)\n"
+    r"URL: (?P<url>nar/[0-9a-z][0-9A-Za-z._+-]{0,255})\n"
+    rf"Compression: (?P<compression>{_COMPRESSION.pattern})\n"
+    rf"FileHash: (?P<file_hash>{_SHA256.pattern})\n"
+    r"FileSize: (?P<file_size>[1-9][0-9]{0,17})\n"
+    rf"NarHash: (?P<nar_hash>{_SHA256.pattern})\n"
+    r"NarSize: (?P<nar_size>[1-9][0-9]{0,17})\n"
+    r"References: (?P<references>[^\n]*)\n"
+    r"(?:Deriver: (?P<deriver>[^\n]+)\n)?"
+    rf"(?P<signatures>(?:Sig: [!-~]+\n){{0,{_MAX_SIGNATURES}}})"
+    r"(?:CA: (?P<content_address>[!-~]+)\n)?"
+)
 
 # A closure names its members again and again: one object for each saves time and memory.
 _from_base_name: Final = lru_cache(1 << 14)(StorePath.from_base_name)
@@ -49,17 +63,30 @@ class NarInfo:
     @classmethod
     def parse(cls, content: bytes, origin: str = "") -> Self:
         """`origin` becomes the path info's. Raises InvalidFormat."""
-        fields, signatures = _fields(content)
+        text = _text(content)
+        if usual := _USUAL.fullmatch(text):
+            info = PathInfo(
+                _from_base_name(usual["path"]),
+                usual["nar_hash"],
+                int(usual["nar_size"]),
+                _references(usual["references"]),
+                _deriver(usual["deriver"]),
+                tuple(line.removeprefix("Sig: ") for line in usual["signatures"].splitlines()),
+                usual["content_address"],
+                origin,
+            )
+            file_hash, file_size = usual["file_hash"], int(usual["file_size"])
+            return cls(info, usual["url"], usual["compression"], file_hash, file_size)
+        fields, signatures = _fields(text)
         for key in _REQUIRED:
             if key not in fields:
                 raise InvalidFormat("narinfo", _shown(content), f"it has no {key}")
-        deriver = fields.get("Deriver", _UNKNOWN_DERIVER)
         info = PathInfo(
             _store_path(fields["StorePath"]),
             _sha256(fields["NarHash"]),
             _number("NarSize", fields["NarSize"]),
             _references(fields["References"]),
-            None if deriver in {_UNKNOWN_DERIVER, ""} else _from_base_name(deriver),
+            _deriver(fields.get("Deriver")),
             tuple(signatures),
             fields.get("CA") or None,
             origin,
@@ -96,16 +123,20 @@ class NarInfo:
         return "\n".join([*lines, ""]).encode()
 
 
-def _fields(content: bytes) -> tuple[dict[str, str], list[str]]:
-    """What is said once, by key, and the signatures. Keys that are not known are ignored."""
+def _text(content: bytes) -> str:
     if len(content) > MAX_SIZE:
         raise InvalidFormat("narinfo", _shown(content), f"it is larger than {MAX_SIZE} bytes")
     if not content.endswith(b"\n"):
         raise InvalidFormat("narinfo", _shown(content), "its last line has no end, so it may be truncated")
     try:
-        lines = content.decode().split("\n")
+        return content.decode()
     except UnicodeDecodeError:
         raise InvalidFormat("narinfo", _shown(content), "it is not UTF-8 text") from None
+
+
+def _fields(text: str) -> tuple[dict[str, str], list[str]]:
+    """What is said once, by key, and the signatures. Keys that are not known are ignored."""
+    lines = text.split("\n")
     fields: dict[str, str] = {}
     signatures: list[str] = []
     lines.pop()
@@ -125,7 +156,7 @@ def _fields(content: bytes) -> tuple[dict[str, str], list[str]]:
         if not value.isprintable():
             raise InvalidFormat("narinfo", line, f"{key} has characters that are not printable")
     if len(signatures) > _MAX_SIGNATURES:
-        raise InvalidFormat("narinfo", _shown(content), f"it has more than {_MAX_SIGNATURES} signatures")
+        raise InvalidFormat("narinfo", text[:200], f"it has more than {_MAX_SIGNATURES} signatures")
     return fields, signatures
 
 
@@ -144,6 +175,10 @@ def _store_path(text: str) -> StorePath:
     directory, _, base_name = text.rpartition("/")
     # Mostly some other path has referred to it before.
     return _from_base_name(base_name) if directory == STORE_DIR else StorePath.parse(text)
+
+
+def _deriver(text: str | None) -> StorePath | None:
+    return None if text in {None, "", _UNKNOWN_DERIVER} else _from_base_name(text)
 
 
 def _sha256(text: str) -> str:

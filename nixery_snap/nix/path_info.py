@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
-from operator import attrgetter
 
 from nixery_snap.errors import CircularReferences
 from nixery_snap.nix.store_path import StorePath
@@ -32,26 +31,6 @@ class PathInfo:
 
 Closure = Mapping[StorePath, PathInfo]
 """A closure as its path infos: whatever a member refers to is a member. Iterates in order of path."""
-
-
-def reachable(
-    roots: Iterable[StorePath], infos: Mapping[StorePath, PathInfo]
-) -> tuple[Closure, set[StorePath]]:
-    """What `roots` reach through `infos`, and the paths reached of which `infos` says nothing."""
-    found: dict[StorePath, PathInfo] = {}
-    unknown: set[StorePath] = set()
-    pending = list(roots)
-    while pending:
-        path = pending.pop()
-        if path in found or path in unknown:
-            continue
-        info = infos.get(path)
-        if info is None:
-            unknown.add(path)
-        else:
-            found[path] = info
-            pending.extend(info.references)
-    return {path: found[path] for path in sorted(found, key=attrgetter("hash_part", "name"))}, unknown
 
 
 def references_first(closure: Closure) -> Iterator[PathInfo]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix.base32 import ALPHABET
 
 STORE_DIR: Final = "/nix/store"
-_BASE_NAME: Final = re.compile(rf"([{ALPHABET}]{{32}})-([0-9A-Za-z+\-._?=]{{1,211}})")
+# Names that Nix takes for `.` or `..`, with or without more after a '-', are none.
+_BASE_NAME: Final = re.compile(rf"([{ALPHABET}]{{32}})-((?!\.\.?(?:-|\Z))[0-9A-Za-z+\-._?=]{{1,211}})")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class StorePath:
-    """A direct child of the store directory. Ordered like its text."""
+class StorePath(NamedTuple):
+    """A direct child of the store directory. Ordered like its text.
+
+    A tuple, as thousands of them are hashed and compared for each closure.
+    """
 
     hash_part: str
     name: str
@@ -32,14 +34,11 @@ class StorePath:
     def from_base_name(cls, base_name: str) -> Self:
         """From `<hash part>-<name>`, as narinfos and listings of the store give it; raises InvalidFormat."""
         match = _BASE_NAME.fullmatch(base_name)
-        if match is None or match[2] in {".", ".."} or match[2].startswith((".-", "..-")):
+        if match is None:
             raise InvalidFormat(
                 "store path", base_name, "it must be 32 characters of base 32, '-' and a name"
             )
-        return cls(match[1], match[2])
-
-    def __hash__(self) -> int:
-        return hash(self.hash_part)  # is random enough, and Python keeps it
+        return cls(*match.groups())
 
     @property
     def base_name(self) -> str:

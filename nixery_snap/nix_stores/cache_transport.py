@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import lru_cache
 from typing import Any, Final, Protocol
@@ -25,7 +25,6 @@ from nixery_snap.nix_stores.small_http import Answer, SmallHttp, Unusual
 _CHUNK_BYTES: Final = 256 * 1024
 _CONNECT_SECONDS: Final = 5.0
 _MAX_REDIRECTS: Final = 5
-_TURNS: Final = 64
 _ABSENT: Final = frozenset({403, 404, 410})  # buckets that may not be listed answer 403 for what is not there
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -38,8 +37,14 @@ class TransportFailed(Exception):
         super().__init__(reason)
 
 
+Fetched = bytes | TransportFailed | InvalidFormat | None
+"""What `CacheTransport.get` returns or raises."""
+Told = Callable[[str, Fetched, float], object]
+"""Is told a name, what was fetched, and how many seconds that took."""
+
+
 class CacheTransport(Protocol):
-    """Fetches files by their names relative to a cache's URL. Both methods raise TransportFailed."""
+    """Fetches files by their names relative to a cache's URL. `get` and `stream` raise TransportFailed."""
 
     @property
     def url(self) -> str:
@@ -47,6 +52,12 @@ class CacheTransport(Protocol):
 
     async def get(self, name: str, max_bytes: int) -> bytes | None:
         """All of a small file, None for one that is not there. Raises InvalidFormat over `max_bytes`."""
+
+    async def get_many(self, names: Iterator[str], max_bytes: int, at_most: int, told: Told) -> None:
+        """Fetch those of the small files that take nothing but an open connection, `at_most` at a time.
+
+        `told` hears of each. Those that it does not hear of are left to `get`.
+        """
 
     def stream(
         self, name: str, first_bytes: int | None = None
@@ -61,7 +72,7 @@ class HttpTransport:
 
     Small files come by SmallHttp, unless a proxy or the server's answers call for more; all else by the session.
     `request_timeout` is for all of a small file and between two pieces of a stream, `nar_timeout` for all
-    of a stream, both in seconds. `turns` bounds how many small files are fetched at a time.
+    of a stream, both in seconds.
     """
 
     def __init__(
@@ -69,12 +80,10 @@ class HttpTransport:
         url: str,
         session: aiohttp.ClientSession | None = None,
         *,
-        turns: asyncio.Semaphore | None = None,
         request_timeout: float = 15,
         nar_timeout: float = 3600,
     ) -> None:
         self.url: Final = shown_url(url)
-        self._turns = turns or asyncio.Semaphore(_TURNS)
         base = URL(url.partition("#")[0])
         self._base = str(base.with_query(None)).rstrip("/") + "/"
         self._query = base.raw_query_string
@@ -85,6 +94,7 @@ class HttpTransport:
         self._options: dict[str, Any] = {"max_redirects": _MAX_REDIRECTS, "proxy": proxy}
         self._small = SmallHttp(base, timeout=request_timeout, connect_timeout=connect)
         self._is_ordinary = proxy is None
+        self._is_encoded = False
         self._path = base.raw_path.rstrip("/") + "/"
         self._get_timeout = aiohttp.ClientTimeout(total=request_timeout, sock_connect=connect)
         self._stream_timeout = aiohttp.ClientTimeout(
@@ -93,13 +103,42 @@ class HttpTransport:
 
     async def get(self, name: str, max_bytes: int) -> bytes | None:
         with _translated:
-            async with self._turns:
-                answer = await self._answer(name, max_bytes)
+            answer = await self._answer(name, max_bytes)
         if not _is_there(answer.status, answer.headers.get("retry-after", "")):
             return None
         if "content-encoding" in answer.headers:  # uncalled for, but it happens
             return await asyncio.to_thread(sniffed, answer.body, max_bytes)
         return answer.body
+
+    async def get_many(self, names: Iterator[str], max_bytes: int, at_most: int, told: Told) -> None:
+        if not self._is_ordinary or self._is_encoded:
+            return
+        by_target: dict[str, str] = {}
+
+        def targets() -> Iterator[str]:
+            for name in names:
+                target = self._path + self._with_query(name)
+                by_target[target] = name
+                yield target
+
+        def answered(target: str, said: Answer | Exception, seconds: float) -> None:
+            fetched: Fetched
+            try:
+                with _translated:
+                    if isinstance(said, Exception):
+                        raise said
+                if "content-encoding" in said.headers:
+                    self._is_encoded = True  # and so would all the others be sent twice
+                    return
+                is_there = _is_there(said.status, said.headers.get("retry-after", ""))
+                fetched = said.body if is_there else None
+            except Unusual:
+                return
+            except (TransportFailed, InvalidFormat) as error:
+                fetched = error
+            told(by_target[target], fetched, seconds)
+
+        await self._small.get_many(targets(), max_bytes, at_most, answered)
 
     async def _answer(self, name: str, max_bytes: int) -> Answer:
         if self._is_ordinary:
@@ -235,25 +274,26 @@ class ObjectTransport:
         url: str,
         store: LocalStore | Bucket,
         *,
-        turns: asyncio.Semaphore | None = None,
         request_timeout: float = 15,
         nar_timeout: float = 3600,
     ) -> None:
         self.url: Final = shown_url(url)
         self._store = store
-        self._turns = turns or asyncio.Semaphore(_TURNS)
         self._request_timeout, self._nar_timeout = request_timeout, nar_timeout
 
     async def get(self, name: str, max_bytes: int) -> bytes | None:
         with _translated:
             try:
-                async with self._turns, asyncio.timeout(self._request_timeout):
+                async with asyncio.timeout(self._request_timeout):
                     result = await obstore.get_async(self._store, name)
                     if result.meta["size"] > max_bytes:
                         raise InvalidFormat("body", "…", f"it is larger than {max_bytes} bytes")
                     return bytes(await result.bytes_async())
             except (FileNotFoundError, PermissionDeniedError):
                 return None
+
+    async def get_many(self, names: Iterator[str], max_bytes: int, at_most: int, told: Told) -> None:
+        """Has no connections of its own."""
 
     @asynccontextmanager
     async def stream(self, name: str, first_bytes: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -281,21 +321,18 @@ def open_transport(
     url: str,
     session: aiohttp.ClientSession | None = None,
     *,
-    turns: asyncio.Semaphore | None = None,
     request_timeout: float = 15,
     nar_timeout: float = 3600,
 ) -> CacheTransport:
     """For https, http, file and buckets. Raises SettingsError for a URL that is none of these."""
     scheme = urlsplit(url).scheme
     if scheme in {"http", "https"}:
-        return HttpTransport(
-            url, session, turns=turns, request_timeout=request_timeout, nar_timeout=nar_timeout
-        )
+        return HttpTransport(url, session, request_timeout=request_timeout, nar_timeout=nar_timeout)
     try:
         store = _object_store(url, request_timeout)
     except (BaseError, OSError, ValueError) as error:
         raise SettingsError("substituters", f"{shown_url(url)}: {error}") from None
-    return ObjectTransport(url, store, turns=turns, request_timeout=request_timeout, nar_timeout=nar_timeout)
+    return ObjectTransport(url, store, request_timeout=request_timeout, nar_timeout=nar_timeout)
 
 
 def _object_store(url: str, timeout_seconds: float) -> LocalStore | Bucket:

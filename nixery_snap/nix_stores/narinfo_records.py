@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
@@ -20,13 +21,14 @@ log = structlog.get_logger()
 _KIND: Final = "narinfo"
 _UNWRITTEN: Final = 4096
 _AT_A_TIME: Final = 64
-_PAUSE_SECONDS: Final = 0.05
+_QUIET_SECONDS: Final = 0.5
+_MOST_TIMES: Final = 20
 
 
 class NarInfoRecords:
     """Reads many at once, and writes in the background: a closure must not wait for thousands of small writes.
 
-    It writes while `is_busy` says no.
+    It writes when nothing has been read for a while and `is_busy` says no, or after 10 s.
     """
 
     def __init__(
@@ -37,9 +39,12 @@ class NarInfoRecords:
         self._salt = "\n".join([url, *sorted(map(str, public_keys)), ""])
         self._unwritten: deque[NarInfo] = deque()
         self._writer: asyncio.Task[None] | None = None
+        self._reads = self._reads_before = 0
+        self._closing = asyncio.Event()
 
     async def get(self, hash_parts: Sequence[str]) -> Mapping[str, NarInfo]:
         """Those that are there. Raises StorageError."""
+        self._reads += 1
         keys = {self._key(hash_part): hash_part for hash_part in hash_parts}
         values = await self._records.get_many(_KIND, keys)
         known = {keys[key]: value for key, value in values.items()}
@@ -68,18 +73,28 @@ class NarInfoRecords:
             await self._write()
 
     async def written(self) -> None:
+        """Returns when all is; from now on it is written at once."""
+        self._closing.set()
         if self._writer is not None:
             await asyncio.wait({self._writer})
 
     async def _write_all(self) -> None:
         try:
             while self._unwritten:
-                # Questions go first.
-                while self._is_busy() and len(self._unwritten) < _UNWRITTEN // 2:  # noqa: ASYNC110 - no hurry
-                    await asyncio.sleep(_PAUSE_SECONDS)
+                await self._turn()
                 await self._write()
         finally:
             self._writer = None
+
+    async def _turn(self) -> None:
+        """Questions go first; between two levels of a closure there are none for a moment, and it is not over."""
+        for _ in range(_MOST_TIMES):
+            is_quiet = self._reads == self._reads_before and not self._is_busy()
+            self._reads_before = self._reads
+            if is_quiet or self._closing.is_set() or len(self._unwritten) >= _UNWRITTEN // 2:
+                break
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _QUIET_SECONDS)
 
     async def _write(self) -> None:
         some = [self._unwritten.popleft() for _ in range(min(_AT_A_TIME, len(self._unwritten)))]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from nixery_snap.nix_stores.cache_transport import Told
 from nixery_snap.ports import CacheFiles
 
 _URL: Final = re.compile(rb"^URL: (nar/[!-~]+)$", re.MULTILINE)  # of a narinfo
@@ -26,6 +27,9 @@ class OwnTransport:
         if url and await self._files.locate(url[1].decode()) is None:
             return None  # removed while the narinfo was written: the path is published again
         return content
+
+    async def get_many(self, names: Iterator[str], max_bytes: int, at_most: int, told: Told) -> None:
+        """Has no connections."""
 
     @asynccontextmanager
     async def stream(self, name: str, first_bytes: int | None = None) -> AsyncIterator[AsyncIterator[bytes]]:

@@ -11,10 +11,9 @@ import base64
 import re
 import socket
 import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import aiohappyeyeballs
 from yarl import URL
@@ -29,14 +28,15 @@ _IDLE_SECONDS: Final = 30.0
 _ADDRESS_SECONDS: Final = 60.0
 _NEXT_ADDRESS_SECONDS: Final = 0.25
 _LENGTH: Final = re.compile("[0-9]{1,15}")
-_STATUS: Final = re.compile(r"http/1\.([01]) ([2-5][0-9]{2})(?: .*)?")
+# A blank before the colon or at the begin of a line has meant different things to different programs.
+_HEAD: Final = re.compile(r"http/1\.([01]) ([2-5][0-9]{2})(?: [^\r\n]*)?((?:\r\n[!-9;-~]+:[^\r\n]*)*)")
+_TELLING: Final = re.compile(
+    r"\n(connection|content-length|transfer-encoding|content-encoding|retry-after):([^\r]*)"
+)
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?")
 _TARGET: Final = re.compile(r"[!-~]+")
 _WANTED: Final = frozenset({200, 206})
 _REDIRECTS: Final = frozenset({300, 301, 302, 303, 305, 307, 308})
-_TELLING: Final = frozenset(
-    {"connection", "content-length", "transfer-encoding", "content-encoding", "retry-after"}
-)
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
 
@@ -48,13 +48,16 @@ class Unusual(Exception):
         super().__init__()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """`headers` are those that matter here, in lower case. Without status 200 the body may lack."""
 
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+Said = Answer | Exception
+Told = Callable[[str, Said, float], object]
 
 
 class SmallHttp:
@@ -67,7 +70,7 @@ class SmallHttp:
     def __init__(self, base: URL, *, timeout: float, connect_timeout: float) -> None:
         self._host, self._port = base.raw_host or "", base.port or 0
         self._tls = _tls() if base.scheme == "https" else None
-        self._timeout, self._connect_timeout = timeout, connect_timeout
+        self.timeout, self._connect_timeout = timeout, connect_timeout
         lines = [f"Host: {base.host_port_subcomponent}", "User-Agent: nixery-snap", "Accept: */*"]
         lines.append("Accept-Encoding: identity")
         if base.user is not None or base.password is not None:
@@ -76,6 +79,7 @@ class SmallHttp:
         self._rest = "".join(f"{line}\r\n" for line in (*lines, ""))
         self._idle: list[_Connection] = []
         self._under_way: dict[_Connection, float] = {}  # until when
+        self._opening: set[asyncio.Task[None]] = set()
         self._watch: asyncio.TimerHandle | None = None
         self._addresses: Sequence[Any] = ()
         self._addresses_until = 0.0
@@ -84,11 +88,9 @@ class SmallHttp:
         """`target` is the path and query. Raises OSError, TimeoutError, Unusual, and InvalidFormat over `max_bytes`."""
         if not _TARGET.fullmatch(target):
             raise Unusual
-        parent = tracing.traceparent()
-        trace = f"{tracing.TRACEPARENT}: {parent}\r\n" if parent else ""
-        request = f"GET {target} HTTP/1.1\r\n{trace}{self._rest}".encode("latin-1")
+        request = self.requests()(target)
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._timeout
+        end = loop.time() + self.timeout
         if kept := self._kept(loop.time()):
             try:
                 return await self._exchange(kept, request, max_bytes, end)
@@ -97,14 +99,39 @@ class SmallHttp:
                 if kept.has_answered:
                     raise
         async with asyncio.timeout_at(end):
-            connection = await self._connected(loop)
+            connection = await self.connected(loop)
         return await self._exchange(connection, request, max_bytes, end)
+
+    async def get_many(self, targets: Iterator[str], max_bytes: int, at_most: int, told: Told) -> None:
+        """Those of `targets` that can be had without ado, `at_most` at a time, and without a task for each.
+
+        `told` hears of a target what `get` would return or raise, and after how many seconds. A connection that fails
+        is not replaced, so there may be targets that it does not hear of.
+        """
+        several = _Several(self, targets, max_bytes, told)
+        now = asyncio.get_running_loop().time()
+        for _ in range(at_most):
+            if kept := self._kept(now):
+                several.go_on(kept)
+            else:
+                task = several.go_on_another()
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+        await several.end()
 
     async def close(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
+            self._watch = None
+        for task in self._opening:
+            task.cancel()
         while self._idle:
             self._idle.pop().close()
+
+    def keep(self, connection: _Connection) -> None:
+        """For another time."""
+        if connection.is_open:
+            self._idle.append(connection)
 
     def _kept(self, now: float) -> _Connection | None:
         while self._idle:
@@ -114,32 +141,64 @@ class SmallHttp:
             connection.close()
         return None
 
+    def requests(self) -> Callable[[str], bytes]:
+        """What to send for a target."""
+        parent = tracing.traceparent()
+        trace = f"{tracing.TRACEPARENT}: {parent}\r\n" if parent else ""
+        rest = f" HTTP/1.1\r\n{trace}{self._rest}"
+
+        def request(target: str) -> bytes:
+            return f"GET {target}{rest}".encode("latin-1")
+
+        return request
+
     async def _exchange(self, connection: _Connection, request: bytes, max_bytes: int, end: float) -> Answer:
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def answered(connection: _Connection, said: Said, _: float) -> None:
+            self.keep(connection)
+            if answer.done():
+                return
+            if isinstance(said, Exception):
+                answer.set_exception(said)
+            else:
+                answer.set_result(said)
+
+        self.ask(connection, request, max_bytes, end, answered)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            # What has been answered already may have left its connection to somebody else.
+            if answer.cancelled():
+                connection.fail(ConnectionAbortedError())
+            raise
+
+    def ask(
+        self,
+        connection: _Connection,
+        request: bytes,
+        max_bytes: int,
+        end: float,
+        told: Callable[[_Connection, Said, float], None],
+    ) -> None:
         self._under_way[connection] = end
         if self._watch is None:
             self._watch = asyncio.get_running_loop().call_at(end, self._expire)
-        try:
-            answer = await connection.ask(request, max_bytes)
-        except BaseException:
-            connection.close()
-            raise
-        finally:
-            del self._under_way[connection]
-        if connection.is_open:
-            self._idle.append(connection)
-        return answer
+        connection.ask(
+            request, max_bytes, lambda said: told(connection, said, self._under_way.pop(connection))
+        )
 
     def _expire(self) -> None:
         """One timer for all: nearly all requests are answered, and each of their own would have to be taken back."""
         loop = asyncio.get_running_loop()
-        self._watch = None
-        for connection, end in self._under_way.items():
-            if end <= loop.time():
+        now, self._watch = loop.time(), None
+        for connection, end in [*self._under_way.items()]:
+            if end <= now:
                 connection.fail(TimeoutError())
-        if later := [end for end in self._under_way.values() if end > loop.time()]:
-            self._watch = loop.call_at(min(later), self._expire)
+        if self._under_way and self._watch is None:
+            self._watch = loop.call_at(min(self._under_way.values()), self._expire)
 
-    async def _connected(self, loop: asyncio.AbstractEventLoop) -> _Connection:
+    async def connected(self, loop: asyncio.AbstractEventLoop) -> _Connection:
         if self._addresses_until < loop.time():
             found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             self._addresses, self._addresses_until = found, loop.time() + _ADDRESS_SECONDS
@@ -164,6 +223,76 @@ class SmallHttp:
         return connection
 
 
+class _Several:
+    """GETs over a few connections, each of which goes on with the next target when it has one."""
+
+    def __init__(self, http: SmallHttp, targets: Iterator[str], max_bytes: int, told: Told) -> None:
+        self._http, self._max_bytes, self._told = http, max_bytes, told
+        self._targets: Iterator[str] = filter(_TARGET.fullmatch, targets)
+        self._request = http.requests()
+        self._loop = asyncio.get_running_loop()
+        self._under_way: dict[_Connection, str] = {}
+        self._opening = 0
+        self._done: asyncio.Future[None] = self._loop.create_future()
+
+    def go_on_another(self) -> asyncio.Task[None]:
+        """On a connection that is opened for it."""
+        self._opening += 1
+        task = asyncio.ensure_future(self._connect())
+        task.add_done_callback(self._opened)  # called even if it is cancelled before it begins
+        return task
+
+    async def _connect(self) -> None:
+        try:
+            async with asyncio.timeout(self._http.timeout):
+                connection = await self._http.connected(self._loop)
+        except (OSError, TimeoutError):
+            pass  # who asks for one file will be told
+        else:
+            self.go_on(connection)
+
+    def _opened(self, _: asyncio.Task[None]) -> None:
+        self._opening -= 1
+        self._finish()
+
+    def go_on(self, connection: _Connection) -> None:
+        for target in self._targets:
+            self._under_way[connection] = target
+            end = self._loop.time() + self._http.timeout
+            self._http.ask(connection, self._request(target), self._max_bytes, end, self._answered)
+            return
+        self._opening = 0  # nobody waits for more of them
+        self._http.keep(connection)
+
+    def _answered(self, connection: _Connection, said: Said, end: float) -> None:
+        target = self._under_way.pop(connection)
+        if self._done.done():
+            self._http.keep(connection)
+            return
+        try:
+            # The next question first: the server can think about it meanwhile.
+            if connection.is_open:
+                self.go_on(connection)
+            if connection.has_answered or not isinstance(said, ConnectionError):
+                self._told(target, said, self._loop.time() - end + self._http.timeout)
+            self._finish()
+        except Exception as error:
+            self._done.set_exception(error)
+
+    def _finish(self) -> None:
+        if not (self._under_way or self._opening > 0 or self._done.done()):
+            self._done.set_result(None)
+
+    async def end(self) -> None:
+        self._finish()
+        try:
+            await self._done
+        finally:
+            self._targets = iter(())
+            for connection in [*self._under_way]:
+                connection.fail(ConnectionAbortedError())
+
+
 @lru_cache(1)
 def _tls() -> ssl.SSLContext:
     context = ssl.create_default_context()
@@ -177,8 +306,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[Answer] = loop.create_future()
-        self._answer.cancel()  # nobody has asked
+        self._told: Callable[[Said], None] | None = None  # nobody has asked
         self._max_bytes = 0
         self._head: _Head | None = None
         self._received: bytes | bytearray = b""
@@ -190,19 +318,23 @@ class _Connection(asyncio.Protocol):
     def is_open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    def ask(self, request: bytes, max_bytes: int) -> asyncio.Future[Answer]:
-        self._answer = self._loop.create_future()
+    def ask(self, request: bytes, max_bytes: int, told: Callable[[Said], None]) -> None:
+        """`told` is called once."""
+        self._told = told
         self._max_bytes, self.has_answered = max_bytes, False
         if self._transport is None or self._transport.is_closing():
             self.fail(ConnectionResetError("Connection lost"))
         else:
             self._transport.write(request)
-        return self._answer
 
     def fail(self, error: Exception) -> None:
         self.close()
-        if not self._answer.done():
-            self._answer.set_exception(error)
+        self._tell(error)
+
+    def _tell(self, said: Said) -> None:
+        if told := self._told:
+            self._told = None
+            told(said)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -210,9 +342,10 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment] # of a stream it is a Transport
+        self.idle_since = self._loop.time()
 
     def data_received(self, data: bytes) -> None:
-        if self._answer.done():  # nobody has asked
+        if self._told is None:  # nobody has asked
             self.close()
             return
         self.has_answered = True
@@ -312,8 +445,7 @@ class _Connection(asyncio.Protocol):
         self._head = None
         self._chunks.clear()
         self.idle_since = self._loop.time()
-        if not self._answer.done():
-            self._answer.set_result(Answer(head.status, head.headers, content))
+        self._tell(Answer(head.status, head.headers, content))
 
 
 class _Head:
@@ -323,25 +455,21 @@ class _Head:
     """
 
     def __init__(self, text: str) -> None:
-        first, *lines = text.lower().split("\r\n")
-        status = _STATUS.fullmatch(first)
-        if status is None:
+        head = _HEAD.fullmatch(text.lower())
+        if head is None:
             raise Unusual
-        self.status = int(status[2])
+        minor_version, status, lines = head.groups()
+        self.status = int(status)
         if self.status in _REDIRECTS:
             raise Unusual(stays=True)
-        self.headers: dict[str, str] = {}
-        for line in lines:
-            name, colon, value = line.partition(":")
-            # A blank before the colon or at the begin of a line has meant different things to different programs.
-            if not colon or " " in name or "\t" in name or "\n" in line:
-                raise Unusual
-            if name in _TELLING:
-                if name in self.headers:
-                    raise Unusual
-                self.headers[name] = value.strip(" \t")
+        told = _TELLING.findall(lines)
+        self.headers: dict[str, str] = {name: value.strip(" \t") for name, value in told}
+        if len(self.headers) != len(told):  # one of them is there twice
+            raise Unusual
         connection = self.headers.get("connection", "")
-        self.keeps_connection = "close" not in connection if status[1] == "1" else "keep-alive" in connection
+        self.keeps_connection = (
+            "close" not in connection if minor_version == "1" else "keep-alive" in connection
+        )
         encoding, length = self.headers.get("transfer-encoding"), self.headers.get("content-length")
         self.size: int | None = None
         self.is_chunked = False

@@ -13,20 +13,20 @@ import structlog
 from cachetools import TTLCache
 
 from nixery_snap import metrics
-from nixery_snap.errors import CorruptPath, InvalidFormat, SubstituterError
+from nixery_snap.errors import CorruptPath, InvalidFormat, SubstituterError, SubstituterUnreachable
 from nixery_snap.nix import listing
 from nixery_snap.nix.file_tree import Node
 from nixery_snap.nix.narinfo import NarInfo
 from nixery_snap.nix.path_info import PathInfo
 from nixery_snap.nix.signing import PublicKey, signers
 from nixery_snap.nix.store_path import STORE_DIR, StorePath
-from nixery_snap.nix_stores.cache_transport import CacheTransport, shown_url
+from nixery_snap.nix_stores.cache_transport import CacheTransport, Fetched, TransportFailed, shown_url
 from nixery_snap.nix_stores.decompression import sniffed
 from nixery_snap.nix_stores.listings import parse_listing
 from nixery_snap.nix_stores.nar_transfer import NarTransfers
 from nixery_snap.nix_stores.narinfos import LARGE_BYTES, NarInfos, Said
 from nixery_snap.nix_stores.pipe import Pipe
-from nixery_snap.nix_stores.questions import Questions
+from nixery_snap.nix_stores.questions import Heard, Questions
 from nixery_snap.ports import Records
 
 log = structlog.get_logger()
@@ -68,6 +68,7 @@ class Substituter:
         self._narinfos = NarInfos(
             self.url,
             self._get,
+            self._get_many,
             public_keys,
             records,
             self.counts,
@@ -231,11 +232,23 @@ class Substituter:
             raise error
         return opened
 
-    async def _get(self, name: str, max_bytes: int) -> bytes | None:
-        content = await self._questions.ask(lambda: self._transport.get(name, max_bytes))
+    async def _get(self, name: str, max_bytes: int, failed: TransportFailed | None = None) -> bytes | None:
+        content = await self._questions.ask(lambda: self._transport.get(name, max_bytes), failed)
         if content:
             self._received.inc(len(content))
         return content
+
+    async def _get_many(self, names: Sequence[str], max_bytes: int, told: Heard) -> None:
+        received = 0
+
+        def count(name: str, content: Fetched | SubstituterUnreachable) -> None:
+            nonlocal received
+            if isinstance(content, bytes):
+                received += len(content)
+            told(name, content)
+
+        await self._questions.ask_many(self._transport, names, max_bytes, count)
+        self._received.inc(received)
 
 
 def _raised(said: Said) -> NarInfo | None:

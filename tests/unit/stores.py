@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypothesis import strategies as st
 
 from nixery_snap.nix import base32
-from nixery_snap.nix.path_info import PathInfo
+from nixery_snap.nix.path_info import Closure, PathInfo
 from nixery_snap.nix.store_path import StorePath
 from nixery_snap.nix_stores.local_store import StoreFiles
 
@@ -86,3 +86,20 @@ store_paths = st.builds(
     st.binary(min_size=20, max_size=20).map(base32.encode),
     st.from_regex(r"[0-9A-Za-z+\-_?=][0-9A-Za-z+\-._?=]{0,210}", fullmatch=True),
 )
+
+
+def reachable(
+    roots: Iterable[StorePath], infos: Mapping[StorePath, PathInfo]
+) -> tuple[Closure, set[StorePath]]:
+    """What `roots` reach through `infos`, and the paths reached of which `infos` says nothing."""
+    found: dict[StorePath, PathInfo] = {}
+    unknown: set[StorePath] = set()
+    pending = list(roots)
+    while pending:
+        path = pending.pop()
+        if (known := infos.get(path)) is None:
+            unknown.add(path)
+        elif path not in found:
+            found[path] = known
+            pending.extend(known.references)
+    return {path: found[path] for path in sorted(found)}, unknown

@@ -1,7 +1,5 @@
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,13 @@ from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.settings import NixSettings, Settings, SourceSettings, SubstituterSettings
 from nixery_snap.sources.credentials import basic
+from tests.support.servers import Handler, Server
 
 KEY = SecretKey.generate("key-1")
 COUNTS = {"hello": 3}
 
 
-class _Popularity(BaseHTTPRequestHandler):
+class _Popularity(Handler):
     def do_GET(self) -> None:
         asked = (self.path, self.headers.get("Authorization"))
         self.send_response(
@@ -29,18 +28,11 @@ class _Popularity(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(json.dumps(COUNTS).encode())
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        pass
-
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Popularity) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
+    with Server(_Popularity).running() as running:
+        yield running.url
 
 
 def test_popularity(tmp_path: Path, server: str) -> None:

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.imaging.layering import OWN_LAYER_BYTES, OWN_LAYER_POPULARITY, Popularity, layer_groups
-from nixery_snap.nix.path_info import Closure, reachable
+from nixery_snap.nix.path_info import Closure
 from nixery_snap.nix.store_path import StorePath
-from tests.unit.stores import info, store_path
+from tests.unit.stores import info, reachable, store_path
 
 PATHS = [store_path(f"p{number}") for number in range(24)]
 Graph = dict[int, tuple[set[int], int]]  # number -> references (cycles of one only) and nar_size

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from nixery_snap.errors import CircularReferences, PathsMissing
 from nixery_snap.imaging.locate import find_closure
-from nixery_snap.nix.path_info import Closure, PathInfo, reachable
+from nixery_snap.nix.path_info import Closure, PathInfo
 from nixery_snap.nix.store_path import StorePath
-from tests.unit.stores import info, store_path
+from tests.unit.stores import info, reachable, store_path
 
 PATHS = [store_path(f"p{number}") for number in range(8)]
 

@@ -65,6 +65,27 @@ def test_parse_undoes_bytes(narinfo: NarInfo) -> None:
     assert NarInfo.parse(bytes(narinfo), "https://cache.example") == narinfo
 
 
+def parsed(content: bytes) -> NarInfo | None:
+    try:
+        return NarInfo.parse(content)
+    except InvalidFormat:
+        return None
+
+
+@given(
+    narinfos,
+    st.integers(0, 2000),
+    st.sampled_from("\n\r\v\0 /.:,-+09aeE\xa0é") | st.characters(codec="utf-8"),
+)
+def test_the_usual_is_read_like_all_else(narinfo: NarInfo, place: int, character: str) -> None:
+    """A line that nobody knows makes it unusual."""
+    for content in (bytes(narinfo).decode(), text().decode()):
+        place %= len(content)
+        changed = f"{content[:place]}{character}{content[place + 1 :]}"
+        for one in (content, changed):
+            assert parsed(one.encode()) == parsed(f"Unknown: x\n{one}".encode())
+
+
 def test_all_of_one() -> None:
     references = (PATH, StorePath("1" * 32, "glibc-2.38"))
     info = PathInfo(

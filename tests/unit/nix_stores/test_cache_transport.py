@@ -245,30 +245,6 @@ async def test_bodies_without_end() -> None:
         await transport.close()
 
 
-async def test_no_more_requests_than_turns() -> None:
-    under_way = most = 0
-
-    async def slow(_: web.Request) -> web.StreamResponse:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0.02)
-        under_way -= 1
-        return web.Response(body=b"x")
-
-    async with serving() as one, serving() as other:
-        one.faults["*"] = other.faults["*"] = slow
-        turns = asyncio.Semaphore(5)
-        transports = [HttpTransport(cache.url, turns=turns) for cache in (one, other)]
-        answers = await asyncio.gather(
-            *(transport.get("x", 9) for transport in transports for _ in range(20))
-        )
-        assert answers == [b"x"] * 40
-        assert most == 5
-        for transport in transports:
-            await transport.close()
-
-
 async def test_a_session_of_the_caller_stays_open() -> None:
     async with serving(HELLO) as cache, aiohttp.ClientSession(auto_decompress=False) as session:
         transport = HttpTransport(cache.url, session)

@@ -2,7 +2,6 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +11,8 @@ from yarl import URL
 from nixery_snap.errors import InvalidFormat
 from nixery_snap.nix_stores import small_http
 from nixery_snap.nix_stores.cache_transport import HttpTransport, TransportFailed
-from nixery_snap.nix_stores.small_http import SmallHttp, Unusual
+from nixery_snap.nix_stores.small_http import Answer, Said, SmallHttp, Unusual
+from tests.support.certificates import self_signed
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -48,8 +48,10 @@ class RawServer:
 
 
 @contextlib.asynccontextmanager
-async def raw_server(tls: ssl.SSLContext | None = None) -> AsyncIterator[RawServer]:
-    raw = RawServer()
+async def raw_server(
+    tls: ssl.SSLContext | None = None, raw: RawServer | None = None
+) -> AsyncIterator[RawServer]:
+    raw = raw or RawServer()
     server = await asyncio.start_server(raw.accept, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
     raw.url = f"https://localhost:{port}" if tls else f"http://127.0.0.1:{port}"
@@ -278,11 +280,7 @@ async def test_giving_up_gives_the_connection_up() -> None:
 
 async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, certificate = tmp_path / "key", tmp_path / "certificate"
-    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
-    files = ("-keyout", key, "-out", certificate, "-days", "2")
-    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-    command = ["openssl", "req", "-x509", *kind, *names, *files]
-    subprocess.run(command, check=True, capture_output=True)  # noqa: ASYNC221 - nothing else is going on
+    self_signed(certificate, key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     async with raw_server(context) as raw:
@@ -299,3 +297,156 @@ async def test_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(raw.requests) == 2
         await transport.close()
     small_http._tls.cache_clear()
+
+
+# --- many ---------------------------------------------------------------------------------------------
+
+
+class TargetServer(RawServer):
+    """Answers with the target; `asked` has those of all requests."""
+
+    def __init__(self, asked: list[str], *, close: bool) -> None:
+        super().__init__()
+        self.asked, self.close = asked, close
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                target = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]
+                self.asked.append(target.decode())
+                if target.startswith(b"/reset"):
+                    break
+                if target.startswith(b"/slow"):
+                    await reader.read()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(target), target))
+                if self.close:
+                    break
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def many(asked: list[str], *, close: bool = False) -> AsyncIterator[SmallHttp]:
+    async with raw_server(raw=TargetServer(asked, close=close)) as raw:
+        client = SmallHttp(URL(raw.url), timeout=0.5, connect_timeout=1)
+        yield client
+        await client.close()
+
+
+class Heard(dict[str, Said]):
+    def __call__(self, target: str, said: Said, seconds: float) -> None:
+        assert target not in self
+        assert 0 <= seconds < 5
+        self[target] = said
+
+
+async def test_many_over_few_connections() -> None:
+    asked: list[str] = []
+    targets = [f"/{number}" for number in range(40)]
+    async with many(asked) as client:
+        for _ in range(2):
+            heard = Heard()
+            await client.get_many(iter(targets), 100, 8, heard)
+            assert {
+                target: said.body.decode() for target, said in heard.items() if isinstance(said, Answer)
+            } == {target: target for target in targets}
+            assert len(client._idle) <= 8
+        assert sorted(asked) == sorted(targets * 2)
+        assert (await client.get("/x", 5)).body == b"/x"
+        empty = Heard()
+        await client.get_many(iter([]), 100, 8, empty)
+        assert not empty
+
+
+async def test_what_goes_wrong_with_some_of_many() -> None:
+    asked: list[str] = []
+    async with many(asked) as client:
+        heard = Heard()
+        targets = [
+            "/reset",
+            "/slow",
+            "/with blank",
+            f"/{'large' * 30}",
+            *(f"/{number}" for number in range(40)),
+        ]
+        await client.get_many(iter(targets), 100, 8, heard)
+        assert heard.keys() == {*targets} - {"/reset", "/with blank"}, "these are left to get"
+        assert isinstance(heard.pop("/slow"), TimeoutError)
+        assert isinstance(heard.pop(f"/{'large' * 30}"), InvalidFormat)
+        assert all(isinstance(said, Answer) for said in heard.values())
+        assert len(asked) == len(targets) - 1
+
+
+async def test_each_of_many_closes_its_connection() -> None:
+    async with many([], close=True) as client:
+        heard = Heard()
+        await client.get_many(iter([f"/{number}" for number in range(40)]), 100, 8, heard)
+        assert len(heard) == 8, "the others are left to get"
+
+
+async def test_nobody_answers_many() -> None:
+    client = SmallHttp(URL(f"http://127.0.0.1:{free_port()}"), timeout=2, connect_timeout=1)
+    heard = Heard()
+    await client.get_many(iter(["/1", "/2"]), 100, 8, heard)
+    assert not heard
+    await client.close()
+
+
+async def test_giving_up_many() -> None:
+    asked: list[str] = []
+    async with many(asked) as client:
+        heard = Heard()
+        targets = iter([f"/slow-{number}" for number in range(40)])
+        asking = asyncio.ensure_future(client.get_many(targets, 100, 8, heard))
+        while len(asked) < 8:
+            await asyncio.sleep(0.01)
+            assert not asking.done()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.sleep(0.05)
+        assert (len(asked), len(heard), client._idle) == (8, 0, [])
+
+
+async def test_a_listener_that_fails() -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with many([]) as client:
+        with pytest.raises(ZeroDivisionError):
+            await client.get_many(iter([f"/{number}" for number in range(40)]), 100, 8, fail)
+        assert (await client.get("/x", 5)).body == b"/x"
+
+
+async def test_connections_that_came_too_late_serve_the_next_ones() -> None:
+    async with raw_server(raw=TargetServer([], close=False)) as raw, client_of(raw) as client:
+        await client.get_many(iter(["/1"]), 100, 6, Heard())
+        await asyncio.sleep(0.05)
+        await client.get_many(iter([f"/{number}" for number in range(40)]), 100, 6, Heard())
+        assert raw.connections == 6
+
+
+async def test_closed_before_anything_began() -> None:
+    client = SmallHttp(URL(f"http://127.0.0.1:{free_port()}"), timeout=2, connect_timeout=1)
+    asking = asyncio.ensure_future(client.get_many(iter(["/1"]), 100, 6, Heard()))
+    await asyncio.sleep(0)
+    await client.close()
+    await asyncio.wait_for(asking, 1)
+
+
+async def test_giving_up_what_has_been_answered() -> None:
+    """The connection is somebody else's by then."""
+    async with raw_server() as raw, client_of(raw) as client:
+        raw.answers = [[OK], [OK]]
+        asked = asyncio.ensure_future(client.get("/x", 5))
+        while not client._idle:
+            await asyncio.sleep(0)
+            assert not asked.done()
+        other = asyncio.ensure_future(client.get("/y", 5))
+        asked.cancel()
+        assert (await other).body == b"hello"
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert raw.connections == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import structlog
+from aiohttp import web
 
 from nixery_snap.errors import (
     BadSignature,
@@ -212,7 +213,7 @@ async def test_refused(what: str) -> None:
 async def test_another_path_with_that_hash() -> None:
     async with serving(HELLO) as cache, asking(cache.url) as substituter:
         with pytest.raises(CorruptPath, match="is for"):
-            await substituter.narinfo(replace(HELLO.path, name="other"))
+            await substituter.narinfo(HELLO.path._replace(name="other"))
 
 
 async def test_content_addresses_need_no_signature() -> None:
@@ -396,6 +397,90 @@ async def test_a_cache_that_is_back_is_asked_again(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(substituter._questions._breaker, "_now", lambda: later)
         assert await substituter.narinfo(paths[0].path)
         assert all(await asyncio.gather(*(substituter.narinfo(path.path) for path in paths)))
+
+
+async def test_no_more_requests_at_a_time_than_it_may() -> None:
+    paths = [cached(f"package-{number}", {b"": b"x"}) for number in range(40)]
+    under_way = most = 0
+    async with serving(*paths) as cache, asking(cache.url, concurrency=5) as substituter:
+
+        async def slow(request: web.Request) -> web.StreamResponse:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0.02)
+            under_way -= 1
+            return web.Response(body=cache.files[request.path[1:]])
+
+        cache.faults["*"] = slow
+        parts = [[path.path for path in paths[begin : begin + 12]] for begin in range(0, 40, 12)]
+        found = await asyncio.gather(*map(substituter.narinfos, parts))
+        assert sum(map(len, found)) == 40
+        assert most == 5
+        assert set(cache.asked.values()) == {1}
+
+
+async def test_some_of_many_go_wrong() -> None:
+    """Each as it would by itself, and none of them is asked for more often than that."""
+    paths = [cached(f"package-{number}", {b"": b"x"}) for number in range(40)]
+    names = [path.narinfo_name for path in paths]
+    async with serving(*paths[:-1]) as cache, asking(cache.url, request_timeout=1) as substituter:
+        again, broken, refused, encoded = (
+            iter([status(503)]),
+            status(500),
+            status(400),
+            status(302, Location="/x"),
+        )
+
+        async def at_first(request: web.Request) -> web.StreamResponse:
+            fault = next(again, None)
+            return await fault(request) if fault else web.Response(body=cache.files[names[0]])
+
+        cache.faults |= {names[0]: at_first, names[1]: broken, names[2]: refused, names[3]: encoded}
+        cache.faults[names[4]] = body(b"StorePath: nonsense\n")
+        cache.faults[names[5]] = body(gzip.compress(cache.files[names[5]]), Content_Encoding="gzip")
+        cache.faults[names[6]] = body(cache.files[names[7]])
+        found = await substituter.narinfos([path.path for path in paths])
+        right = {path.path for path in paths} - {paths[number].path for number in (1, 2, 3, 4, 6, 39)}
+        assert {path for path, said in found.items() if isinstance(said, NarInfo)} == right
+        said = [found[paths[number].path] for number in (1, 2, 4, 6)]
+        kinds = [SubstituterUnreachable, SubstituterUnreachable, CorruptPath, CorruptPath]
+        assert [type(one) for one in said] == kinds
+        assert [cache.asked[names[number]] for number in (0, 1, 2, 4, 6, 8, 39)] == [2, 3, 1, 1, 1, 1, 1]
+
+
+async def test_a_cache_that_fails_is_not_asked_for_all() -> None:
+    paths = [cached(f"package-{number}", {b"": b"x"}).path for number in range(200)]
+    async with serving() as cache, asking(cache.url, concurrency=4) as substituter:
+        cache.faults["*"] = status(503)
+        found = await substituter.narinfos(paths)
+        assert len(found) == 200
+        assert all(isinstance(said, SubstituterUnreachable) for said in found.values())
+        assert cache.asked.total() < 30  # three tries of those four, and some that saw too late that it fails
+
+
+async def test_two_of_one_path_are_checked_apart() -> None:
+    """As when the first came before a fault of ours, and the path was asked for again."""
+    forged = replace(HELLO.narinfo, info=replace(HELLO.info, nar_size=1))
+    async with asking("http://127.0.0.1:1") as substituter:
+        narinfos = substituter._narinfos
+        for batch in ([HELLO.narinfo, forged], [forged, HELLO.narinfo]):
+            await narinfos._check([(HELLO.path.hash_part, one) for one in batch])
+            assert narinfos._found[HELLO.path.hash_part] == HELLO.narinfo
+        assert substituter.counts["refused"] == 2
+
+
+async def test_a_slow_one_of_many_keeps_no_turns_of_others() -> None:
+    paths = [cached(f"package-{number}", {b"": b"x"}) for number in range(20)]
+    async with serving(*paths) as cache, asking(cache.url, concurrency=5, request_timeout=1) as substituter:
+        cache.faults[paths[0].narinfo_name] = slow_headers
+        several = asyncio.ensure_future(substituter.narinfos([path.path for path in paths[:15]]))
+        await asyncio.sleep(0.3)
+        begin = time.monotonic()
+        assert len(await substituter.narinfos([path.path for path in paths[15:]])) == 5
+        assert time.monotonic() - begin < 0.5
+        assert not several.done()
+        assert len(await several) == 15
 
 
 async def test_slow_ones_hold_no_more_than_their_share() -> None:

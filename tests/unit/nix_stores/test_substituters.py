@@ -187,7 +187,6 @@ async def test_one_that_does_not_answer_slows_nobody_for_long(
 
 
 async def test_slow_ones_take_no_turns_from_others() -> None:
-    turns = asyncio.Semaphore(8)
     paths = [cached(f"package-{number}", {b"": b"x"}) for number in range(40)]
     records = StoredRecords(ObjectStore("memory://"), 1 << 20)
     async with serving() as slow, serving(*paths) as good:
@@ -195,7 +194,7 @@ async def test_slow_ones_take_no_turns_from_others() -> None:
         one, other = (
             Substituter(
                 cache.url,
-                HttpTransport(cache.url, turns=turns, request_timeout=3),
+                HttpTransport(cache.url, request_timeout=3),
                 [KEY.public_key],
                 records,
                 priority=1,
