@@ -14,6 +14,7 @@ hypothesis.settings.register_profile(
     "default",
     deadline=None,  # machines differ; pytest-timeout is what stops a test that hangs
     max_examples=25 if "CI" in os.environ else 50,  # tests/fuzz goes on for longer
+    derandomize="CI" in os.environ,  # what CI says of a change is of that change; `make test` looks further
     print_blob=True,
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,

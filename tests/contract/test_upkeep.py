@@ -16,7 +16,7 @@ from nixery_snap.object_store.usage import StoredUses
 from nixery_snap.ports import UseKind, use
 from tests.stored import Filler, StoredImage, names
 
-PACE = 0.5
+PACE = 5.0  # a store that is slow for longer than that ends a sweep
 RULES = Rules(unused_seconds=1, grace_seconds=0.1, imprecision_seconds=0, pace_seconds=PACE)
 
 

@@ -58,13 +58,14 @@ def azurite(home: Path) -> Iterator[Containers]:
     def ready() -> bool:
         try:
             containers.make("contract")
-        except urllib.error.HTTPError:
-            raise
+        except urllib.error.HTTPError as error:
+            if error.code != 409:  # an attempt whose answer was lost has made it
+                raise
         except OSError:
             return False
         return True
 
-    daemon.wait_ready(ready)
+    daemon.wait_ready(ready, seconds=120)
     try:
         yield containers
     finally:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from tests.integration.need import need_file
@@ -68,9 +69,8 @@ class Buckets:
         answer = self.request("GET", f"/{bucket}", "uploads=")
         return re.findall("<Upload>.*?<Key>(.*?)</Key>", answer.body.decode())
 
-    def upload(self, directory: Path, bucket: str, prefix: str = "") -> None:
-        """All of its files."""
-        store = S3Store(
+    def open(self, bucket: str, prefix: str = "") -> S3Store:
+        return S3Store(
             bucket,
             prefix=prefix or None,
             endpoint=f"http://{self.endpoint}",
@@ -79,6 +79,10 @@ class Buckets:
             secret_access_key=self.secret_key,
             client_options={"allow_http": True},
         )
+
+    def upload(self, directory: Path, bucket: str, prefix: str = "") -> None:
+        """All of its files."""
+        store = self.open(bucket, prefix)
         for file in directory.rglob("*"):
             if file.is_file():
                 store.put(str(file.relative_to(directory)), file)
@@ -124,11 +128,18 @@ def seaweedfs(home: Path) -> Iterator[Buckets]:
         try:
             for name in NAMES:
                 buckets.request("PUT", f"/{name}")
-            return all(buckets.request("GET", f"/{name}", "list-type=2").status == 200 for name in NAMES)
-        except OSError:
+            listed = [buckets.request("GET", f"/{name}", "list-type=2").status for name in NAMES]
+            if set(listed) != {200}:
+                return False
+            # The part that holds contents may be there last.
+            store = buckets.open("contract")
+            store.put("ready", b"x")
+            store.delete("ready")
+        except (OSError, BaseError):
             return False
+        return True
 
-    daemon.wait_ready(ready)
+    daemon.wait_ready(ready, seconds=120)
     try:
         yield buckets
     finally:

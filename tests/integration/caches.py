@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -10,11 +11,11 @@ from pathlib import Path
 
 from tests.integration.nginx import access_log, run_nginx
 from tests.integration.nixtools import ChrootStore
-from tests.integration.processes import free_port, run
+from tests.integration.processes import free_port, run, wait_until
 from tests.integration.server import Substituter, request
 
 NIX_KEY = ("nix", "--extra-experimental-features", "nix-command", "key")
-READY = "/ready"  # asked for until there is an answer
+READY = "/ready"  # what the tests themselves ask for begins with it
 HTTP = """
   log_format plain '$request_method $uri $status $body_bytes_sent';
   sendfile on;
@@ -140,11 +141,26 @@ class Served:
         return Substituter(self.url, [self.cache.key.public], priority)
 
     def accesses(self) -> list[Access]:
+        """All answers whose last byte has been sent."""
+        self._settle()
         return [
             Access(method, path, int(status), int(sent))
             for method, path, status, sent in map(str.split, access_log(self.home))
-            if path != READY
+            if not path.startswith(READY)
         ]
+
+    def _settle(self) -> None:
+        """nginx notes an answer a moment after its last byte; what it is asked later, it also notes later."""
+        mark = f"{READY}/{secrets.token_hex(8)}"
+        try:
+            request(self.port, "GET", mark)
+        except ConnectionRefusedError:  # it has ended, and noted all
+            return
+        wait_until(
+            lambda: any(mark in line for line in access_log(self.home)),
+            seconds=60,
+            what="nginx notes its answers",
+        )
 
     def asked(self, *suffixes: str) -> list[Access]:
         """What was asked for by names that end so; of NARs, `.nar` and whatever their compression adds."""

@@ -80,6 +80,10 @@ def crash(
             assert f"round {number}!" in (store.physical(path) / "bin" / "hello").read_text()
             collected = len(registry.events("garbage-collected"))
             said(f"{where}: whole, garbage collected {collected} times so far")
+        registry.stop()
+        registry.config = ""  # from now on nothing is removed, however long it takes to look at all
+        registry.start()
+        assert images == [registry.pull(name) for name in NAMES]
     finally:
         registry.stop()
     read = Blobs(ObjectStore(f"file://{registry.storage_directory}")).read

@@ -175,8 +175,10 @@ class Kubelet:
             def status() -> runtime.ContainerStatus:
                 return self.call(RUNTIME + "ContainerStatus", ask, runtime.ContainerStatusResponse).status
 
-            wait_until(lambda: status().state == EXITED, seconds=30, what="the container's end")
-            lines = (logs / "log").read_text().splitlines()
+            wait_until(lambda: status().state == EXITED, seconds=120, what="the container's end")
+            log = logs / "log"
+            wait_until(lambda: not is_open(log), seconds=60, what="containerd has written all of its output")
+            lines = log.read_text().splitlines()
             return status().exit_code, "".join(line.split(" ", 3)[3] + "\n" for line in lines)
         finally:
             stop = runtime.StopPodSandboxRequest(pod_sandbox_id=pod)
@@ -203,6 +205,7 @@ class Node:
     with_nix_daemon: bool = False
     """Whether the image service reaches its Nix store by a daemon, part "nix-daemon"; both see it as /nix."""
     group: str = ""
+    shutdown_timeout: float = 60
     metrics_port: int = 0
     running: dict[str, Daemon] = field(default_factory=dict)
 
@@ -278,10 +281,12 @@ class Node:
     def kill_nix_daemon(self) -> None:
         """With those that it has started for its clients."""
         daemon = self.running.pop("nix-daemon")
+        os.kill(daemon.pid, signal.SIGSTOP)  # it starts no more
         started = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
         daemon.kill()
         for pid in started:
-            os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(int(pid), signal.SIGKILL)
 
     @property
     def _with_own_nix(self) -> list[str]:
@@ -310,7 +315,7 @@ class Node:
         return (
             f'storage = "file://{self.directory / "storage"}"\n{source}{substituters}'
             f'[nix]\nstore = "{"daemon" if self.with_nix_daemon else self.store.root}"\n'
-            f"[limits]\nshutdown_timeout = 5\nfailure_ttl = 0\n"
+            f"[limits]\nshutdown_timeout = {self.shutdown_timeout}\nfailure_ttl = 0\n"
             f'[metrics]\nlisten = "{f"127.0.0.1:{self.metrics_port}" if self.metrics_port else ""}"\n'
             f'[image_service]\ngroup = "{self.group}"\n'
             f'certs_directory = "{self.certs}"\nregistries = {json.dumps(list(self.registries))}\n'
@@ -343,7 +348,7 @@ class Node:
         # containerd's CRI part hears of it a moment later, and would try to pull it before.
         cri_part = Kubelet(self.containerd.socket, self.containerd.socket, self.directory)
         with contextlib.closing(cri_part):
-            wait_until(lambda: cri_part.status(PAUSE) is not None, seconds=30, what="CRI knows it")
+            wait_until(lambda: cri_part.status(PAUSE) is not None, seconds=60, what="CRI knows it")
 
 
 def _options(substituter: Substituter) -> dict[str, str]:
@@ -352,6 +357,18 @@ def _options(substituter: Substituter) -> dict[str, str]:
         "extra-trusted-public-keys": " ".join(substituter.public_keys),
         "require-sigs": "true",
     }
+
+
+def is_open(file: Path) -> bool:
+    """Whether a containerd has it open."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "comm").read_text() == "containerd\n":
+                for handle in (process / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        if handle.readlink() == file:
+                            return True
+    return False
 
 
 def answers(socket: Path) -> bool:

@@ -14,16 +14,17 @@ def nothing_left(node: Node, *, killed: bool = False) -> None:
     What a killed image service was writing is swept after a day.
     """
     with node.kubelet() as kubelet:
-        for image in kubelet.images():
-            if PAUSE not in image.repo_tags:
-                kubelet.remove(image.id)
-    # containerd cleans up a moment later, and so does the image service.
-    for _ in range(60):
-        left = list(leftovers(node, killed=killed))
-        if not left:
-            return
-        time.sleep(0.5)
-    raise AssertionError(left)
+        deadline = time.monotonic() + 120
+        while True:
+            for image in kubelet.images():
+                if PAUSE not in image.repo_tags:
+                    kubelet.remove(image.id)
+            # containerd cleans up a moment later, and so does the image service.
+            left = list(leftovers(node, killed=killed))
+            if not left:
+                return
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
 
 
 def leftovers(node: Node, *, killed: bool) -> Iterator[str]:

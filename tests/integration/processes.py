@@ -1,15 +1,22 @@
 """Programs that the tests run: to their end, or until told to stop."""
 
 import contextlib
+import fcntl
+import functools
+import itertools
 import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 Argument = str | Path
+# Below those that Linux gives to connections, so that none of these has a server's port when it binds it.
+PORTS = range(10_000, 32_000)
+PORTS_OF_A_PROCESS = 500
 
 
 class CommandError(AssertionError):
@@ -20,7 +27,7 @@ def run(
     *argv: Argument,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    timeout_seconds: float = 120,
+    timeout_seconds: float = 280,
     check: bool = True,
     stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
@@ -54,12 +61,35 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """All of them different."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """All of them different, and nobody else is given them meanwhile, in this run of the tests or another."""
+    found = itertools.islice(filter(_is_free, itertools.islice(_own_ports(), PORTS_OF_A_PROCESS)), count)
+    ports = list(found)
+    assert len(ports) == count, f"of {PORTS_OF_A_PROCESS} ports only {len(ports)} are free"
+    return ports
+
+
+@functools.cache
+def _own_ports() -> Iterator[int]:
+    """Round and round; no other process has them as long as this one lives."""
+    directory = Path(tempfile.gettempdir(), f"nixsnap-ports-{os.getuid()}")
+    directory.mkdir(exist_ok=True)
+    for first in PORTS[::PORTS_OF_A_PROCESS]:
+        # The end of this process closes it.
+        lock = os.open(directory / str(first), os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return itertools.cycle(range(first, first + PORTS_OF_A_PROCESS))
+    raise AssertionError(f"other processes hold all ports: see {directory}")
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def accepts(path: Path) -> bool:
@@ -97,7 +127,7 @@ class Daemon:
     def pid(self) -> int:
         return self.process.pid
 
-    def wait_ready(self, ready: Callable[[], bool], *, seconds: float = 30) -> None:
+    def wait_ready(self, ready: Callable[[], bool], *, seconds: float = 120) -> None:
         def ready_or_dead() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended with status {self.process.returncode}:\n{self.tail()}")
@@ -112,7 +142,7 @@ class Daemon:
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]
 
-    def stop(self, *, seconds: float = 20) -> int:
+    def stop(self, *, seconds: float = 100) -> int:
         """SIGTERM, and SIGKILL to the whole group if that does not do; the exit status."""
         if self.process.poll() is None:
             self.process.terminate()
@@ -125,4 +155,4 @@ class Daemon:
         """SIGKILL to the process and to what it started and left in its group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        return self.process.wait(20)
+        return self.process.wait(60)

@@ -86,7 +86,7 @@ def request(
     target: str,
     headers: Mapping[str, str] | None = None,
     *,
-    timeout_seconds: float = 120,
+    timeout_seconds: float = 280,
 ) -> Response:
     """One request on a connection of its own; the target goes out as it is."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_seconds)
@@ -185,7 +185,10 @@ class Registry:
             "--config",
             str(settings),
         ]
-        self.daemon = Daemon([*PROGRAM, "serve", *where, *self.options], log=self.log, env=self.program_env)
+        # On a slow machine the first image takes longer than clients are let wait.
+        patience = {} if "wait_timeout" in self.config else {"NIXERY_SNAP_NIX__WAIT_TIMEOUT": "250"}
+        env = patience | self.program_env
+        self.daemon = Daemon([*PROGRAM, "serve", *where, *self.options], log=self.log, env=env)
         self.daemon.wait_ready(self.ready)
         return self
 
@@ -205,7 +208,7 @@ class Registry:
         daemon, self.daemon = self.daemon, None
         assert daemon is not None
         daemon.process.kill()
-        daemon.process.wait(20)
+        daemon.process.wait(60)
 
     def events(self, name: str) -> list[Json]:
         return [line for line in self.log_lines() if line["event"] == name]
@@ -257,7 +260,7 @@ class Registry:
         assert place.port is not None
         return request(place.port, "GET", f"{place.path}?{place.query}", headers)
 
-    def wait_for_event(self, name: str, *, seconds: float = 30) -> None:
+    def wait_for_event(self, name: str, *, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not self.events(name):
             assert time.monotonic() < deadline, f"no event {name} in {seconds} s"

@@ -94,10 +94,14 @@ def raw(port: int, sent: bytes, *, after: bytes = b"") -> bytes:
 
     `after`: a request for /healthz that comes before, on the same connection.
     """
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as connection:
         if after:
             connection.sendall(after)
-            assert connection.recv(65536).endswith(b"\r\n\r\nok\n")
+            before = b""
+            while not before.endswith(b"\r\n\r\nok\n"):
+                piece = connection.recv(65536)
+                assert piece, before
+                before += piece
         connection.sendall(sent)
         received = b""
         try:
@@ -557,7 +561,7 @@ def test_smuggled_requests(world: Guarded, private: dict[str, str]) -> None:
 def test_rights_are_asked_for_each_time(world: Guarded) -> None:
     """What one may have is not remembered for the next, not even for the same bytes on the same connection."""
     path = f"/v2/{PRIVATE}/manifests/latest"
-    connection = http.client.HTTPConnection("127.0.0.1", world.registry.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", world.registry.port, timeout=280)
     for headers, status in (
         ({"Authorization": basic()}, 200),
         ({}, 401),
@@ -576,7 +580,7 @@ def test_a_user_who_is_removed(world: Guarded) -> None:
     """At once, although he was just let in, with the same bytes on the same connection."""
     file = world.registry.state.parent / "htpasswd"
     text = file.read_text()
-    connection = http.client.HTTPConnection("127.0.0.1", world.registry.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", world.registry.port, timeout=280)
 
     def asked() -> int:
         connection.request("GET", "/v2/curl/manifests/latest", headers={"Authorization": basic("bob", "bob")})
@@ -814,7 +818,7 @@ def test_tls(directory: Path, prepared_store: ChrootStore) -> None:
     def get(target: str) -> tuple[str, bytes]:
         """Who the server says it is, and the body."""
         trusting = ssl.create_default_context(cafile=directory / "tls.crt")
-        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=trusting)
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=280, context=trusting)
         with contextlib.closing(connection):
             connection.request("GET", target, headers={"Accept": OCI_MANIFEST})
             answer = connection.getresponse()
@@ -851,7 +855,7 @@ def test_tls(directory: Path, prepared_store: ChrootStore) -> None:
             assert digest_of(get(f"/v2/shell/hello/blobs/{layer['digest']}")[1]) == layer["digest"]
         assert f"extra-substituters = https://127.0.0.1:{port}/nix-cache" in get("/")[1].decode()
         make("second")
-        wait_until(answers_as_second, seconds=30, what="the new certificate is shown")
-        assert registry.events("certificate-read-again")
+        wait_until(answers_as_second, seconds=60, what="the new certificate is shown")
+        registry.wait_for_event("certificate-read-again")  # a thread reads it, and says so afterwards
     finally:
         daemon.stop()

@@ -46,7 +46,7 @@ REFERENCES = st.one_of(
 BYTES = st.binary(min_size=1, max_size=80).filter(lambda value: not set(value) & set(b"\r\n \t"))
 
 
-def raw(port: int, sent: bytes, *, seconds: float = 30) -> Response:
+def raw(port: int, sent: bytes, *, seconds: float = 120) -> Response:
     """Send these bytes and read the answer; the connection is asked to end."""
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
         connection.sendall(sent)

@@ -41,7 +41,8 @@ def servers(scratch: Path, prepared_store: ChrootStore, buckets: Buckets) -> Ite
                 source,
                 storage=buckets.url("storage", "a prefix/of it".replace(" ", "%20")),
                 config=f"[binary_cache]\nsigning_key_file = '{key.file}'\n"
-                f"[object_store]\ndelivery = '{delivery}'\nurl_lifetime = {LIFETIME_SECONDS}\n",
+                f"[object_store]\ndelivery = '{delivery}'\nurl_lifetime = {LIFETIME_SECONDS}\ntimeout = 100\n"
+                "[nix]\nwait_timeout = 110\n",
                 env={**buckets.env, "TMPDIR": str(home / delivery / "tmp")},
             ).start()
             stack.callback(running[delivery].stop)

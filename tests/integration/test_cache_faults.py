@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,23 +19,22 @@ from tests.integration.faults import FAULTS, LIES
 from tests.integration.images import ALWAYS_ADDED
 from tests.integration.misbehaving import Fault, Kind, Misbehaving, misbehaving
 from tests.integration.nixtools import EXAMPLES, NIX_CONFIG, ChrootStore, add_package
-from tests.integration.processes import free_port, wait_until
+from tests.integration.processes import wait_until
 from tests.integration.server import Image, Registry, Start, Substituter, serving
 
-# Three seconds where others wait for fifteen, and no failed image is remembered.
-IMPATIENT = """
-[substitution]
-request_timeout = 3
-nar_timeout = 6
-[limits]
-failure_ttl = 0
-client_images = 1000
-[nix]
-wait_timeout = 110
+# No failed image is remembered, and what was refused is for as long as a test takes.
+COMMON = """
+limits = { failure_ttl = 0, client_images = 1000 }
+nix.wait_timeout = 110
+substitution.negative_ttl = 1000
 """
+PATIENT = COMMON + "substitution.request_timeout = 60\n"
+# For caches that keep everybody waiting; a good one answers in this time on a slow machine too.
+IMPATIENT = COMMON + "substitution.request_timeout = 8\nsubstitution.nar_timeout = 15\n"
 # Once where Nix by itself tries five times.
 HASTY_NIX = {"NIX_CONFIG": f"{NIX_CONFIG}\ndownload-attempts = 1"}
 NAME = "shell/curl/symlinkpath/singlefile"
+DEAD = "http://127.0.0.1:1"  # a port that no test is given
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,17 @@ def add_victims(source: Path) -> None:
         add_package(source, case.package, f"mkdir -p $out/share; {needs}")
 
 
+def pulled(registry: Registry, name: str) -> Image:
+    """However often it takes longer than the server waits."""
+
+    def is_done() -> bool:
+        answer = registry.manifest(name)
+        return answer.status != 503 or "still being made" not in answer.error["message"]
+
+    wait_until(is_done, seconds=600, what=name)
+    return registry.pull(name)
+
+
 @pytest.fixture(scope="module")
 def trial(prepared_store: ChrootStore, scratch: Path) -> Iterator[Trial]:
     home = scratch / "trial"
@@ -133,7 +144,7 @@ def trial(prepared_store: ChrootStore, scratch: Path) -> Iterator[Trial]:
         pool = stack.enter_context(ThreadPoolExecutor(len(CASES)))
         names = [name for case in CASES for name in case.images]
         images, expected = (
-            {name: pool.submit(one.pull, name) for name in names} for one in (server, reference)
+            {name: pool.submit(pulled, one, name) for name in names} for one in (server, reference)
         )
         yield Trial(server, empty, caches, closures, images, expected)
 
@@ -145,9 +156,15 @@ def check_stored(registry: Registry) -> None:
         if file.is_file():
             assert hashlib.sha256(file.read_bytes()).hexdigest() == file.name
     staging = registry.storage_directory / "staging"
-    assert not [file for file in staging.rglob("*") if file.is_file()]
+    # Records are still being written in the background.
+    wait_until(
+        lambda: not [file for file in staging.rglob("*") if file.is_file()],
+        seconds=60,
+        what="nothing is left half written",
+    )
 
 
+@pytest.mark.timeout(1200)  # of all images, for whichever case is first
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_one_file_goes_wrong(trial: Trial, case: Case) -> None:
     """The image is the right one, from another cache or built where no other has its paths."""
@@ -167,6 +184,7 @@ def test_one_file_goes_wrong(trial: Trial, case: Case) -> None:
     assert there == (paths if case.alone else set()), "only what no cache has is built"
 
 
+@pytest.mark.timeout(1200)
 def test_nothing_wrong_is_kept(trial: Trial) -> None:
     assert not [name for name, image in trial.images.items() if image.exception()]
     check_stored(trial.server)
@@ -197,7 +215,7 @@ def test_narinfos_of_other_paths(
     """Each of them well signed, but not the answer to the question."""
     [other] = prepared_store.installed(("emptyDir",))["emptyDir"]
     bad.faults[Kind.NARINFO] = wrong.instead(full_cache.narinfo(other).read_bytes())
-    cold.config = IMPATIENT
+    cold.config = PATIENT
     cold.substituters = [bad.substituter(1), served.substituter(2)]
     check_pulls(start(cold), registry, [f"nix-snapshotter/{NAME}", NAME])
 
@@ -215,7 +233,7 @@ def test_another_key_of_the_same_name(
     forged = CacheDirectory(directory / "forged", stranger)
     forged.publish(prepared_store, prepared_store.built_paths())
     with nginx(forged, directory / "nginx-forged") as liar:
-        cold.config = IMPATIENT
+        cold.config = PATIENT
         cold.substituters = [
             Substituter(liar.url, [served.cache.key.public], 1),  # it should have this key
             served.substituter(2),
@@ -232,11 +250,11 @@ def test_a_key_counts_for_its_own_substituter_alone(
     cold: Registry, served: Served, directory: Path, start: Start
 ) -> None:
     """That another one is trusted with a key does not make this one trusted."""
-    cold.config = IMPATIENT
+    cold.config = PATIENT
     other = KeyPair.generate(directory / "key", "other-1")
     cold.substituters = [
         Substituter(served.url, [other.public], 1),
-        Substituter(f"http://127.0.0.1:{free_port()}", [served.cache.key.public], 2),
+        Substituter(DEAD, [served.cache.key.public], 2),
     ]
     start(cold).pull("nix-snapshotter/hello")
     assert cold.events("path-info-refused")
@@ -253,7 +271,7 @@ def test_caches_that_are_of_no_use_as_a_whole(
         "slow": wrong.slow_headers,
         "nonsense": wrong.instead(b"\x00\xff" * 1000),
     }
-    dead = Substituter(f"http://127.0.0.1:{free_port()}", [full_cache.key.public])
+    dead = Substituter(DEAD, [full_cache.key.public])
     with ExitStack() as stack:
         useless = {
             info: stack.enter_context(misbehaving(full_cache, INFO=fault)) for info, fault in infos.items()
@@ -267,12 +285,14 @@ def test_caches_that_are_of_no_use_as_a_whole(
 def test_a_dead_cache_is_reported_and_given_up_for_a_while(
     cold: Registry, served: Served, start: Start
 ) -> None:
-    dead = f"http://127.0.0.1:{free_port()}"
-    cold.config = IMPATIENT
-    cold.substituters = [Substituter(dead, [served.cache.key.public], 1), served.substituter(2)]
+    cold.config = PATIENT
+    cold.substituters = [Substituter(DEAD, [served.cache.key.public], 1), served.substituter(2)]
+    begun = time.monotonic()
     start(cold).pull("nix-snapshotter/wide")  # more than a hundred paths
     reported = cold.events("substituter-unreachable")
-    assert [event["url"] for event in reported] == [dead], "once, not once a path"
+    assert {event["url"] for event in reported} == {DEAD}
+    whiles = (time.monotonic() - begun) // reported[0]["seconds"]
+    assert len(reported) <= 1 + whiles, "once a while, not once a path"
 
 
 def test_others_are_served_meanwhile(
@@ -280,21 +300,21 @@ def test_others_are_served_meanwhile(
 ) -> None:
     """While one image waits for a cache that does not answer, pulls and new images of other paths go on."""
     [hello] = prepared_store.installed(("hello",))["hello"]
-    cold.config = "[substitution]\nrequest_timeout = 120\n"
+    cold.config = PATIENT.replace("request_timeout = 60", "request_timeout = 200")
     cold.substituters = [bad.substituter()]
     start(cold).pull("nix-snapshotter/git")
     answered = threading.Event()
 
     def slow_for_hello(handler: wrong.Handler) -> None:
         if hash_part(hello) in handler.path:
-            answered.wait(100)
+            answered.wait(150)
         handler.whole()
 
     bad.faults[Kind.NARINFO] = slow_for_hello
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(cold.pull, "nix-snapshotter/hello")
         wait_until(
-            lambda: any(hash_part(hello) in path for path in bad.requests), seconds=30, what="it is asked"
+            lambda: any(hash_part(hello) in path for path in bad.requests), seconds=60, what="it is asked"
         )
         cold.pull("nix-snapshotter/git")
         cold.pull("nix-snapshotter/emptydir/nano")
@@ -310,7 +330,7 @@ def test_a_cache_that_recovers_is_used_again(
 ) -> None:
     """What was built meanwhile stays as it is; nothing of the trouble is remembered as the truth."""
     bad.faults[Kind.NAR] = wrong.altered(wrong.flipped)
-    cold.config = IMPATIENT
+    cold.config = PATIENT
     cold.substituters = [bad.substituter()]
     start(cold)
     assert cold.pull("hello").manifest == registry.pull("hello").manifest

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.need import need
-from tests.integration.nixtools import ChrootStore
+from tests.integration.nixtools import ChrootStore, add_package
 from tests.integration.processes import output_of, run
 from tests.integration.runtimes.docker import Docker
 from tests.integration.runtimes.oci_bundle import unpack
@@ -183,13 +183,16 @@ def test_flags_win_over_environment_over_file(directory: Path, prepared_store: C
     assert media("--format", "nix-snapshotter", NIXERY_SNAP_FORMAT="classic") == 1
 
 
-def test_an_interruption_has_a_status_of_its_own(directory: Path, empty_store: ChrootStore) -> None:
-    registry = Registry(directory / "state", empty_store.root)
+def test_an_interruption_has_a_status_of_its_own(
+    directory: Path, empty_store: ChrootStore, own_source: Path
+) -> None:
+    add_package(own_source, "sleeper", "$bb sleep 1000")
+    registry = Registry(directory / "state", empty_store.root, own_source)
     # These tests may run where nobody is to interrupt them.
-    command = ["env", "--default-signal=INT", *PROGRAM, "inspect", "slow", *registry.options]
+    command = ["env", "--default-signal=INT", *PROGRAM, "inspect", "sleeper", *registry.options]
     with subprocess.Popen(command, env=registry.program_env, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        next(line for line in process.stderr if "slow" in line)  # it is being built
+        next(line for line in process.stderr if "sleeper" in line)  # it is being built
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(100) == 130
         assert "Traceback" not in process.stderr.read()

@@ -71,8 +71,9 @@ async def test_processes_that_share_a_storage(directory: Path, own_store: Chroot
     """Workers of one server, and a second server: one of them does the work, all answer with the same bytes."""
     storage = f"file://{directory / 'storage'}"
     workers = {"NIXERY_SNAP_WORKERS": "2"}
-    one = start(Registry(directory / "one", own_store.root, storage=storage, env=workers))
-    other = start(Registry(directory / "other", own_store.root, storage=storage))
+    lease = "[object_store]\nlease = 250\n"  # who stands still for a while is not taken for dead
+    one = start(Registry(directory / "one", own_store.root, storage=storage, config=lease, env=workers))
+    other = start(Registry(directory / "other", own_store.root, storage=storage, config=lease))
     names = ["shell/hello", "nix-snapshotter/curl", "git", "wide"]
     answers = [answer for part in await asyncio.gather(fetch_all(one, names * 8), fetch_all(other, names * 8))
                for answer in part]  # fmt: skip

@@ -66,12 +66,12 @@ def test_nothing_works_on_for_a_server_that_is_dead(
         registry.pull("hello")
         for client, is_at_work in zip(clients, (builds, evaluates), strict=True):
             client.start()
-            wait_until(is_at_work, seconds=60, what=is_at_work.__name__)
+            wait_until(is_at_work, seconds=120, what=is_at_work.__name__)
     except AssertionError as error:
         raise AssertionError(f"{error}\n{processes_of(registry)}\n{registry.log.read_text()}") from error
     finally:
         registry.kill()
-    wait_until(lambda: not processes_of(registry), seconds=5, what="all of them end")
+    wait_until(lambda: not processes_of(registry), seconds=60, what="all of them end")
     for client in clients:
         client.join()
 

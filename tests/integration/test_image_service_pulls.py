@@ -200,7 +200,7 @@ def test_removed(world: World, *, by_id: bool) -> None:
 
     assert world.kubelet.status(reference) is None
     assert all(image.id != image_id for image in world.kubelet.images())
-    wait_until(lambda: not made & world.roots(), seconds=20, what="its paths may be collected")
+    wait_until(lambda: not made & world.roots(), seconds=60, what="its paths may be collected")
 
 
 def test_one_image_of_two_names(world: World) -> None:
@@ -213,7 +213,7 @@ def test_one_image_of_two_names(world: World) -> None:
     assert [digest.partition("@")[0] for digest in sorted(image.repo_digests)] == names
     world.kubelet.remove(f"{names[0]}:latest")
     assert [world.kubelet.status(name) for name in (*names, *image.repo_digests, image_id)] == [None] * 5
-    wait_until(lambda: world.roots() == before, seconds=20, what="its paths may be collected")
+    wait_until(lambda: world.roots() <= before, seconds=60, what="its paths may be collected")
 
 
 def test_pinned_images_stay_pinned(world: World) -> None:
@@ -225,19 +225,25 @@ def test_the_nix_store_counts_as_image_file_system(world: World) -> None:
     """To the byte: with the closure of what images keep, each path once."""
     world.kubelet.pull("nix:0/curl")
     store = world.node.store
-    links = [str(link) for root in world.roots() for link in (world.node.roots / root).iterdir()]
-    closure = store.run("nix-store", "--query", "--requisites", *links).split()
-    sizes = [int(size) for size in store.run("nix-store", "--query", "--size", *closure).split()]
+    sizes: list[int] = []
     alone = Kubelet(world.node.containerd.socket, world.node.containerd.socket, world.node.directory)
     seen: list[cri.FilesystemUsage] = []
 
     def is_quiet() -> bool:
-        """containerd counts its own now and then."""
+        """containerd counts its own now and then, and links of images that have gone are swept."""
+        roots = world.roots()
+        try:
+            links = [str(link) for root in roots for link in (world.node.roots / root).iterdir()]
+        except FileNotFoundError:
+            return False
+        closure = store.run("nix-store", "--query", "--requisites", *links).split()
+        sizes[:] = [int(size) for size in store.run("nix-store", "--query", "--size", *closure).split()]
         seen[:] = [one.image_file_system() for one in (alone, world.kubelet, alone)]
-        return seen[0].used_bytes == seen[2].used_bytes and seen[0].inodes_used == seen[2].inodes_used
+        is_same = seen[0].used_bytes == seen[2].used_bytes and seen[0].inodes_used == seen[2].inodes_used
+        return is_same and roots == world.roots()
 
     try:
-        wait_until(is_quiet, seconds=20, what="containerd says the same twice")
+        wait_until(is_quiet, seconds=60, what="containerd says the same twice")
     finally:
         alone.close()
     without, with_paths, _ = seen

@@ -75,10 +75,10 @@ def test_a_stop_waits_for_pulls(node: Node, slow_cache: Misbehaving, release: th
         pull = held_pull(kubelet, slow_cache)
         service = node.running.pop("service")
         service.process.terminate()
-        wait_until(lambda: bool(node.events("stopping")), seconds=20, what="it was told")
+        wait_until(lambda: bool(node.events("stopping")), seconds=60, what="it was told")
         release.set()
         image_id = pull.result().image_ref
-        assert service.process.wait(30) == 0
+        assert service.process.wait(100) == 0
         [stopped] = node.events("stopped")
         assert stopped["pulls_given_up"] == 0
         node.start("service")
@@ -91,6 +91,7 @@ def test_a_stop_waits_for_pulls(node: Node, slow_cache: Misbehaving, release: th
 def test_a_stop_gives_up_what_takes_too_long(
     node: Node, slow_cache: Misbehaving, release: threading.Event
 ) -> None:
+    node.shutdown_timeout = 1
     node.start()
     with node.kubelet() as kubelet:
         pull = held_pull(kubelet, slow_cache)

@@ -102,7 +102,7 @@ def test_without_listings_nars_are_read_as_far_as_needed(
         check_nothing_realised(cold, empty_store)
         verify(cold, "nix-snapshotter/light")
         nar = f"/{cache.nar(heavy).relative_to(cache.root)}"
-        wait_until(lambda: bool(served.asked(nar)), seconds=10, what="nginx notes the end of the answer")
+        wait_until(lambda: bool(served.asked(nar)), seconds=60, what="nginx notes the end of the answer")
         assert sum(access.sent_bytes for access in served.asked(nar)) < MIB < cache.nar(heavy).stat().st_size
 
 

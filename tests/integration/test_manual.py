@@ -95,7 +95,7 @@ def test_commands_do_what_the_page_says(
     }
     script, commands = script_of(run, host)
     done = subprocess.run(
-        ["bash", "-c", script], cwd=place, env=env, capture_output=True, text=True, timeout=120, check=False
+        ["bash", "-c", script], cwd=place, env=env, capture_output=True, text=True, timeout=280, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     for number, (block, command) in enumerate(commands):

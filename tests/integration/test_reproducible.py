@@ -26,8 +26,9 @@ def test_two_fresh_registries_serve_the_same_bytes(
     directory: Path, own_store: ChrootStore, empty_store: ChrootStore, start: Start
 ) -> None:
     """One has every package built already, the other builds them itself, elsewhere."""
-    one = start(Registry(directory / "one", own_store.root, storage="memory://"))
-    other = start(Registry(directory / "other", empty_store.root))
+    patient = "[nix]\nwait_timeout = 110\n"
+    one = start(Registry(directory / "one", own_store.root, storage="memory://", config=patient))
+    other = start(Registry(directory / "other", empty_store.root, config=patient))
     for name, same in NAMES:
         first, second = one.pull(name), other.pull(same)
         assert first.manifest_bytes == second.manifest_bytes, (first.manifest, second.manifest)

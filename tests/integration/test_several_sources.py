@@ -55,7 +55,7 @@ def test_a_client_that_says_it_is_a_proxy(registry: Registry) -> None:
     found = []
     for address in ("127.0.0.1", "127.0.0.2", "127.0.0.1"):
         connection = http.client.HTTPConnection(
-            "127.0.0.1", registry.port, timeout=120, source_address=(address, 0)
+            "127.0.0.1", registry.port, timeout=280, source_address=(address, 0)
         )
         with contextlib.closing(connection):
             for _ in range(2):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,27 +12,66 @@ from tests.integration.processes import wait_until
 from tests.integration.server import Registry, Response, Start
 
 
-def test_running_builds_are_finished(directory: Path, own_store: ChrootStore) -> None:
-    registry = Registry(directory / "state", own_store.root).start()
+@dataclass(frozen=True)
+class Slow:
+    """A package set whose `slow` is built until it may end."""
+
+    source: Path
+    signs: Path
+
+    @property
+    def options(self) -> str:
+        """Settings by which its build sees the signs."""
+        return f'[nix.options]\nextra-sandbox-paths = "{self.signs}"\n'
+
+    def wait_for_build(self) -> None:
+        wait_until((self.signs / "began").exists, seconds=60, what="slow is being built")
+
+    def go(self) -> None:
+        (self.signs / "go").touch()
+
+
+@pytest.fixture
+def slow(own_source: Path, directory: Path) -> Slow:
+    made = Slow(own_source, directory / "signs")
+    made.signs.mkdir()
+    file = own_source / "failing.nix"
+    text = file.read_text()
+    assert 'script = "sleep 3; mkdir $out"' in text
+    script = f"echo > {made.signs}/began; until [ -e {made.signs}/go ]; do sleep 0.2; done; mkdir $out"
+    file.write_text(text.replace("sleep 3; mkdir $out", script))
+    return made
+
+
+def test_running_builds_are_finished(directory: Path, own_store: ChrootStore, slow: Slow) -> None:
+    registry = Registry(directory / "state", own_store.root, slow.source, config=slow.options).start()
     answers: list[Response] = []
     client = threading.Thread(target=lambda: answers.append(registry.manifest("slow")))
     client.start()
-    registry.wait_for_event("evaluated")
-    begun = time.monotonic()
-    assert registry.stop() == 0
+    slow.wait_for_build()
+    daemon = registry.daemon
+    assert daemon is not None
+    daemon.process.terminate()
+    registry.wait_for_event("stopping")
+    time.sleep(0.5)  # time to end too early
+    assert daemon.process.poll() is None, "it waits for the build"
+    slow.go()
+    assert daemon.process.wait(100) == 0
+    registry.stop()
     client.join()
     assert [answer.status for answer in answers] == [200]
-    assert 1 < time.monotonic() - begun < 10  # it waited for the build, and not much longer
+    assert registry.events("stopped")[0]["images_given_up"] == 0
 
 
-def test_who_waits_for_what_is_given_up_is_told_so(directory: Path, own_store: ChrootStore) -> None:
-    registry = Registry(
-        directory / "state", own_store.root, config="[limits]\nshutdown_timeout = 0.2\n"
-    ).start()
+def test_who_waits_for_what_is_given_up_is_told_so(
+    directory: Path, own_store: ChrootStore, slow: Slow
+) -> None:
+    config = f"{slow.options}[limits]\nshutdown_timeout = 0.2\n"
+    registry = Registry(directory / "state", own_store.root, slow.source, config=config).start()
     answers: list[Response] = []
     client = threading.Thread(target=lambda: answers.append(registry.manifest("slow")))
     client.start()
-    registry.wait_for_event("evaluated")
+    slow.wait_for_build()
     assert registry.stop() == 0
     client.join()
     [answer] = answers
@@ -41,11 +81,11 @@ def test_who_waits_for_what_is_given_up_is_told_so(directory: Path, own_store: C
     assert registry.events("stopped")[0]["images_given_up"] == 1
 
 
-def test_nobody_new_is_let_in_meanwhile(directory: Path, own_store: ChrootStore) -> None:
-    registry = Registry(directory / "state", own_store.root).start()
+def test_nobody_new_is_let_in_meanwhile(directory: Path, own_store: ChrootStore, slow: Slow) -> None:
+    registry = Registry(directory / "state", own_store.root, slow.source, config=slow.options).start()
     client = threading.Thread(target=lambda: registry.manifest("slow"))
     client.start()
-    registry.wait_for_event("evaluated")
+    slow.wait_for_build()
     daemon = registry.daemon
     assert daemon is not None
     daemon.process.terminate()
@@ -57,11 +97,12 @@ def test_nobody_new_is_let_in_meanwhile(directory: Path, own_store: ChrootStore)
             return True
 
     try:
-        wait_until(refused, seconds=2, what="new clients are turned away")
+        wait_until(refused, seconds=50, what="new clients are turned away")  # running work has 60 s
         assert daemon.process.poll() is None, "while the build is still running"
     finally:
+        slow.go()
         client.join()
-        assert daemon.process.wait(20) == 0  # a second SIGTERM could hit it when it listens to none any more
+        assert daemon.process.wait(100) == 0  # a second SIGTERM could hit it when it listens to none any more
         registry.stop()
 
 
@@ -70,19 +111,27 @@ def test_an_idle_server_stops_at_once(directory: Path, prepared_store: ChrootSto
     registry.pull("hello")
     begun = time.monotonic()
     assert registry.stop() == 0
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 30  # half of shutdown_timeout
 
 
-def test_longer_than_a_client_waits(directory: Path, own_store: ChrootStore, start: Start) -> None:
+def test_longer_than_a_client_waits(
+    directory: Path, own_store: ChrootStore, slow: Slow, start: Start
+) -> None:
     """The client is told to come back; the work goes on meanwhile and is not begun again."""
     patience = {"NIXERY_SNAP_NIX__WAIT_TIMEOUT": "1"}
-    registry = start(Registry(directory / "state", own_store.root, env=patience))
-    first = registry.manifest("slow")
-    assert first.status == 503
-    assert first.error["code"] == "UNAVAILABLE"
-    assert "slow" in first.error["message"], "it says what is going on"
-    assert int(first.headers["retry-after"]) >= 1
-    wait_until(lambda: registry.manifest("slow").status == 200, seconds=20, what="slow is built")
+    registry = start(
+        Registry(directory / "state", own_store.root, slow.source, config=slow.options, env=patience)
+    )
+
+    def says_what_is_built() -> bool:
+        answer = registry.manifest("slow")
+        assert (answer.status, answer.error["code"]) == (503, "UNAVAILABLE")
+        assert int(answer.headers["retry-after"]) >= 1
+        return "slow" in answer.error["message"].partition("building")[2]
+
+    wait_until(says_what_is_built, seconds=60, what="it says what is going on")
+    slow.go()
+    wait_until(lambda: registry.manifest("slow").status == 200, seconds=60, what="slow is built")
     assert len(registry.events("evaluated")) == 1
     assert len(registry.events("assembled")) == 1
 

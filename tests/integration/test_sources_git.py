@@ -236,6 +236,7 @@ async def test_no_fetch_for_a_commit_that_is_here(
     source = opened(repository.url)
     await source.checkout(await source.pin("latest"))
     assert len(counted.fetches()) == 1, "one for pin and checkout together"
+    await is_tidied(counted)
     counted.clear()
     await source.checkout(await source.pin(commit))
     assert counted.commands() == [], "what is checked out needs no git at all"
@@ -295,11 +296,16 @@ async def test_half_a_million_refs(repository: Repository, server: Server, opene
 async def test_a_mirror_tidies_itself(repository: Repository, opened: Open, counted: Counted) -> None:
     source = opened(repository.url)
     await source.pin("latest")
+    await is_tidied(counted)
+
+
+async def is_tidied(counted: Counted) -> None:
+    """In the background, after a fetch."""
 
     def packed() -> bool:
         return any(line.startswith("gc --auto") for line in counted.commands())
 
-    await asyncio.to_thread(wait_until, packed, seconds=30, what="it is tidied")
+    await asyncio.to_thread(wait_until, packed, seconds=60, what="it is tidied")
 
 
 # --- what goes wrong --------------------------------------------------------------------------------
@@ -339,17 +345,21 @@ async def test_a_server_that_fails(repository: Repository, server: Server, opene
 
 
 async def test_a_server_that_never_answers(opened: Open, tmp_path: Path) -> None:
-    hung_up = asyncio.Event()
+    asked, hung_up = asyncio.Event(), asyncio.Event()
 
     async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
         await reader.read()
         writer.close()
         hung_up.set()
 
     server = await asyncio.start_server(never, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    with pytest.raises(SourceError, match=r"longer than 0\.5 s"):
-        await opened(f"git+http://127.0.0.1:{port}/x", fetch_timeout_seconds=0.5).pin("latest")
+    for seconds in (0.5, 5, 50):
+        with pytest.raises(SourceError, match=f"longer than {seconds} s"):
+            await opened(f"git+http://127.0.0.1:{port}/x", fetch_timeout_seconds=seconds).pin("latest")
+        if asked.is_set():  # on a slow machine git may need longer even for that
+            break
     await hung_up.wait()
     server.close()
     await server.wait_closed()
@@ -358,7 +368,7 @@ async def test_a_server_that_never_answers(opened: Open, tmp_path: Path) -> None
     def gone() -> bool:
         return not any(str(home) in one for one in environments())
 
-    await asyncio.to_thread(wait_until, gone, seconds=20, what="git and its helpers are gone")
+    await asyncio.to_thread(wait_until, gone, seconds=40, what="git and its helpers are gone")
 
 
 def environments() -> list[str]:

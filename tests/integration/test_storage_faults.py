@@ -48,12 +48,13 @@ def upload(store: ObjectStore, key: str) -> None:
         staged.publish(key)
 
 
+SILENT = "a part without answer"
 UPLOAD_FAULTS: dict[str, tuple[Fault, Meant]] = {
     "cannot be begun": (broken.status(500), broken.beginning),
     "first part refused": (broken.status(503), broken.part(1)),
     "a part refused": (broken.status(500), broken.part(3)),
     "a part broken off": (broken.reset, broken.part(2)),
-    "a part without answer": (broken.silence, broken.part(2)),
+    SILENT: (broken.silence, broken.part(2)),
     "cannot be ended": (broken.status(500), broken.completion),
     "ended with an error that looks well": (broken.error_with_200, broken.completion),
     "cannot be copied": (broken.status(500), broken.copying),
@@ -64,7 +65,7 @@ UPLOAD_FAULTS: dict[str, tuple[Fault, Meant]] = {
 async def test_uploads_that_fail(bucket: BrokenBucket, fault: str) -> None:
     """They are aborted, and nothing of them is to be seen; then it works."""
     prefix = uuid.uuid4().hex
-    impatient = ObjectStore(bucket.url("uploads", prefix), timeout_seconds=2)
+    impatient = ObjectStore(bucket.url("uploads", prefix), timeout_seconds=6 if fault == SILENT else 60)
     with bucket.doing(*UPLOAD_FAULTS[fault]), pytest.raises(StorageUnavailable, match="failed at"):
         await asyncio.to_thread(upload, impatient, "nar/x")
     store = ObjectStore(bucket.url("uploads", prefix))
@@ -135,7 +136,7 @@ def server(scratch: Path, prepared_store: ChrootStore, bucket: BrokenBucket) -> 
         home / "state",
         prepared_store.copy(home / "store").root,
         storage=bucket.url("faults", "all"),
-        config="[object_store]\ndelivery = 'proxy'\ntimeout = 2\n",
+        config="[object_store]\ndelivery = 'proxy'\ntimeout = 6\n[nix]\nwait_timeout = 110\n",
         env={
             **bucket.buckets.env,
             "XDG_STATE_HOME": str(home),
@@ -242,7 +243,9 @@ def test_a_full_disk(prepared_store: ChrootStore, directory: Path, small_disk: P
             answer = registry.manifest(name)
             assert (answer.status, answer.error["code"]) == (503, "UNAVAILABLE"), answer
         assert registry.pull("hello") == known
-        assert not list((small_disk / "storage/staging").iterdir())
+        staging = small_disk / "storage/staging"
+        # Layers beside the one that failed first may still be being given up.
+        wait_until(lambda: not list(staging.iterdir()), seconds=60, what="nothing half-written is left")
         filler.unlink()
         for name in ("classic/curl", "nix-snapshotter/curl"):
             assert registry.pull(name)
@@ -258,7 +261,9 @@ def test_a_read_only_disk(prepared_store: ChrootStore, directory: Path, small_di
         directory / "state", prepared_store.root, storage=f"file://{small_disk}/storage"
     ).start()
     known = registry.pull("hello")
-    run("mount", "-o", "remount,ro", small_disk)
+    # Not while the server still has a file open that it writes in the background.
+    remount = ("mount", "-o", "remount,ro", small_disk)
+    wait_until(lambda: run(*remount, check=False).returncode == 0, seconds=60, what="it is read-only")
     try:
         for _ in range(2):
             answer = registry.manifest("curl")
@@ -299,7 +304,7 @@ def test_a_clock_that_jumps(prepared_store: ChrootStore, directory: Path, own_so
             told = parsedate_to_datetime(registry.get("/healthz").headers["date"])
             return abs(told - datetime.now(UTC) - shift) < timedelta(hours=1)
 
-        wait_until(has_jumped, seconds=30, what="its clock has jumped")
+        wait_until(has_jumped, seconds=60, what="its clock has jumped")
 
     registry.start()
     try:

@@ -28,7 +28,7 @@ class Containerd:
     def answers(self) -> bool:
         if not self.socket.exists():
             return False  # ctr would wait ten seconds for it
-        done = run("timeout", "2", "ctr", "--address", self.socket, "version", env=self.env, check=False)
+        done = run("timeout", "10", "ctr", "--address", self.socket, "version", env=self.env, check=False)
         return done.returncode == 0
 
     def pull(self, reference: str, *, check: bool = True) -> "CompletedProcess[str]":

@@ -112,15 +112,18 @@ async def test_bytes_and_metadata_both_ways(channel: grpc.aio.Channel, upstream:
 
 async def test_deadlines(channel: grpc.aio.Channel, upstream: Upstream) -> None:
     echo = channel.unary_unary(METHODS + "Echo")
-    await echo(b"", timeout=50)
+    await echo(b"", timeout=500)
     assert upstream.remaining is not None
-    assert 40 < upstream.remaining < 51  # what goes over the wire is rounded
+    assert 400 < upstream.remaining < 510  # what goes over the wire is rounded
     await echo(b"")
     assert upstream.remaining is None
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await channel.unary_unary(METHODS + "Hang")(b"", timeout=0.2)
-    assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await asyncio.wait_for(upstream.ended.wait(), 10)
+    for seconds in (0.2, 2, 20):
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await channel.unary_unary(METHODS + "Hang")(b"", timeout=seconds)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        if upstream.began.is_set():  # else it was over before it came there
+            break
+    await asyncio.wait_for(upstream.ended.wait(), 60)
 
 
 async def test_errors_whole(channel: grpc.aio.Channel) -> None:
@@ -136,10 +139,10 @@ async def test_errors_whole(channel: grpc.aio.Channel) -> None:
 async def test_who_gives_up_is_heard_of(channel: grpc.aio.Channel, upstream: Upstream) -> None:
     call = channel.unary_unary(METHODS + "Hang")(b"")
     waiting = asyncio.ensure_future(call.code())
-    await asyncio.wait_for(upstream.began.wait(), 10)
+    await asyncio.wait_for(upstream.began.wait(), 60)
     call.cancel()
     assert await waiting is grpc.StatusCode.CANCELLED
-    await asyncio.wait_for(upstream.ended.wait(), 10)
+    await asyncio.wait_for(upstream.ended.wait(), 60)
 
 
 async def test_streams(channel: grpc.aio.Channel) -> None:
@@ -177,7 +180,7 @@ async def test_containerd_away_and_back(tmp_path: Path, upstream: Upstream) -> N
             behind.add_generic_rpc_handlers((upstream,))
             behind.add_insecure_port(f"unix://{tmp_path}/behind")
             await behind.start()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     call = echo(b"back")
                     if await call.code() is grpc.StatusCode.OK:

@@ -52,6 +52,12 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def long_settle() -> None:
+    """Turns of the loop, and not seconds: those may pass within one turn."""
+    for _ in range(10):
+        await settle()
+
+
 async def test_so_many_at_a_time_in_their_order() -> None:
     builds = Builds(BuildQueue(2, 10))
     tasks = [builds.begin(name) for name in "abcd"]
@@ -157,14 +163,14 @@ async def test_who_has_much_to_evaluate_holds_up_nobody_else() -> None:
         )  # of tasks that it begins, too
 
     tasks = [asyncio.create_task(evaluate("a", f"a{number}")) for number in range(10)]
-    await asyncio.sleep(0.01)
+    await long_settle()
     tasks.append(asyncio.create_task(evaluate("b", "b")))
-    await asyncio.sleep(0.01)
+    await long_settle()
     assert evaluations.running == ["a0", "a1", "b"]
     tasks[2].cancel()
     for _ in range(3):
         evaluations.go.release()
-    await asyncio.sleep(0.01)
+    await long_settle()
     assert evaluations.running == ["a3", "a4"]
     for _ in tasks:
         evaluations.go.release()

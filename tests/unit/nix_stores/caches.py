@@ -177,10 +177,10 @@ async def asking(
     records: Records | None = None,
     *,
     keys: Sequence[SecretKey] = (KEY,),
-    request_timeout: float = 5,
+    request_timeout: float = 60,
     **options: Any,
 ) -> AsyncIterator[Substituter]:
-    """A substituter over HTTP, closed afterwards."""
+    """A substituter over HTTP, closed afterwards. Who wants to see time run out makes it short."""
     records = records or StoredRecords(ObjectStore("memory://"), 1 << 20)
     transport = HttpTransport(url, request_timeout=request_timeout)
     substituter = Substituter(url, transport, [key.public_key for key in keys], records, **options)
@@ -188,6 +188,19 @@ async def asking(
         yield substituter
     finally:
         await substituter.close()
+
+
+def give_time(substituter: Substituter) -> None:
+    """From now on small files have it, where it was short."""
+    transport = substituter._transport
+    assert isinstance(transport, HttpTransport)
+    transport._small.timeout = transport._small._connect_timeout = 60
+
+
+async def until(happened: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not happened():  # noqa: ASYNC110 - of a server, which tells nobody
+            await asyncio.sleep(0.005)
 
 
 # --- faults -----------------------------------------------------------------------------------------
@@ -203,6 +216,16 @@ def status(code: int, **headers: str) -> Fault:
 def body(content: bytes, **headers: str) -> Fault:
     async def answer(_: web.Request) -> web.StreamResponse:
         return web.Response(body=content, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    return answer
+
+
+def gated(go: asyncio.Event, then: Fault) -> Fault:
+    """Says nothing before that."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await go.wait()
+        return await then(request)
 
     return answer
 

@@ -47,7 +47,7 @@ async def transport(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIter
             "file": (tmp_path / "a b").as_uri(),
             "s3": f"s3://bucket/a%20b?endpoint={host}&scheme=http&region=eu-west-1&skip_signature=true",
         }[request.param]
-        found = open_transport(url, request_timeout=5)
+        found = open_transport(url, request_timeout=60)
         yield found
         await found.close()
 

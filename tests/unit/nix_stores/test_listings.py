@@ -23,7 +23,7 @@ def test_large_ones_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
         running[kind] += 1
         most[kind] = max(most[kind], running[kind])
         if kind == "small":
-            small_ones.wait(20)  # none of them waits for another, nor for large ones
+            small_ones.wait(60)  # none of them waits for another, nor for large ones
         else:
             time.sleep(0.02)
         running[kind] -= 1

@@ -53,13 +53,16 @@ NAR_URL = told_url(HELLO)
 
 
 @asynccontextmanager
-async def own(directory: Path, *caches: ScriptedCache | str) -> AsyncIterator[Own]:
+async def own(directory: Path, *caches: ScriptedCache | str, seconds: float = 60) -> AsyncIterator[Own]:
+    """So long is the first of the caches waited for."""
     async with AsyncExitStack() as stack:
         upstreams = [
             await stack.enter_async_context(
-                asking(cache if isinstance(cache, str) else cache.url, request_timeout=0.5)
+                asking(
+                    cache if isinstance(cache, str) else cache.url, request_timeout=60 if number else seconds
+                )
             )
-            for cache in caches
+            for number, cache in enumerate(caches)
         ]
         yield Own(directory, upstreams)
 
@@ -186,7 +189,7 @@ async def test_nars_that_do_not_end_hold_up_nothing_else(tmp_path: Path) -> None
         await released.wait()
         return await hang_up(request)
 
-    async with serving(*stalled, HELLO) as cache, asking(cache.url, request_timeout=20) as upstream:
+    async with serving(*stalled, HELLO) as cache, asking(cache.url, request_timeout=60) as upstream:
         for path in stalled:
             cache.faults[path.narinfo.url] = begun(path.packed[:20], len(path.packed), stall)
         mine = Own(tmp_path, [upstream])
@@ -250,13 +253,21 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+def patience(what: str) -> float:
+    return 1 if what == "too slow" else 60
+
+
 # After these nobody knows what the cache has.
 UNREACHABLE = {"500", "too slow", "reset", "cut"}
 
 
 @pytest.mark.parametrize("what", FAULTS)
 async def test_a_bad_nar_comes_from_the_next(tmp_path: Path, what: str) -> None:
-    async with serving(HELLO) as bad, serving(HELLO) as good, own(tmp_path, bad, good) as mine:
+    async with (
+        serving(HELLO) as bad,
+        serving(HELLO) as good,
+        own(tmp_path, bad, good, seconds=patience(what)) as mine,
+    ):
         bad.faults[HELLO.narinfo.url] = FAULTS[what]
         mine.watch_order()
         with capture_logs() as logs:
@@ -268,7 +279,7 @@ async def test_a_bad_nar_comes_from_the_next(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.parametrize("what", FAULTS)
 async def test_a_bad_nar_that_nobody_else_has(tmp_path: Path, what: str) -> None:
-    async with serving(HELLO) as bad, own(tmp_path, bad) as mine:
+    async with serving(HELLO) as bad, own(tmp_path, bad, seconds=patience(what)) as mine:
         bad.faults[HELLO.narinfo.url] = FAULTS[what]
         if what in UNREACHABLE:
             with pytest.raises(SubstituterUnreachable):
@@ -280,7 +291,11 @@ async def test_a_bad_nar_that_nobody_else_has(tmp_path: Path, what: str) -> None
 
 @pytest.mark.parametrize("what", [fault for fault in FAULTS if fault != "another"])
 async def test_a_bad_narinfo_comes_from_the_next(tmp_path: Path, what: str) -> None:
-    async with serving(HELLO) as bad, serving(HELLO) as good, own(tmp_path, bad, good) as mine:
+    async with (
+        serving(HELLO) as bad,
+        serving(HELLO) as good,
+        own(tmp_path, bad, good, seconds=patience(what)) as mine,
+    ):
         bad.faults[HELLO.narinfo_name] = FAULTS[what]
         assert await mine.cache.narinfo(HASH) is not None
         assert content_of(await mine.cache.file(NAR_URL)) == HELLO.packed
@@ -326,9 +341,9 @@ async def test_when_nobody_answers(tmp_path: Path) -> None:
 async def test_a_listing_that_does_not_come(tmp_path: Path, what: str) -> None:
     async with serving(HELLO) as bad, serving(HELLO) as good:
         bad.faults[HELLO.listing_name] = FAULTS[what]
-        async with own(tmp_path / "both", bad, good) as mine:
+        async with own(tmp_path / "both", bad, good, seconds=patience(what)) as mine:
             assert content_of(await mine.cache.file(HELLO.listing_name)) == HELLO.listing
-        async with own(tmp_path / "one", bad) as mine:
+        async with own(tmp_path / "one", bad, seconds=patience(what)) as mine:
             await absent(mine, [HELLO.listing_name])
 
 

@@ -1,6 +1,5 @@
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from nixery_snap.nix_stores import small_http
 from nixery_snap.nix_stores.cache_transport import HttpTransport, TransportFailed
 from nixery_snap.nix_stores.small_http import Answer, Said, SmallHttp, Unusual
 from tests.support.certificates import self_signed
+from tests.unit.nix_stores.caches import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -63,7 +63,7 @@ async def raw_server(
 
 @contextlib.asynccontextmanager
 async def client_of(raw: RawServer) -> AsyncIterator[SmallHttp]:
-    client = SmallHttp(URL(raw.url), timeout=2, connect_timeout=1)
+    client = SmallHttp(URL(raw.url), timeout=60, connect_timeout=60)
     yield client
     await client.close()
 
@@ -109,7 +109,7 @@ async def test_an_answer_that_ends_with_its_connection() -> None:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        client = SmallHttp(URL(f"http://127.0.0.1:{port}"), timeout=2, connect_timeout=1)
+        client = SmallHttp(URL(f"http://127.0.0.1:{port}"), timeout=60, connect_timeout=60)
         assert (await client.get("/x", 5)).body == b"hello"
 
 
@@ -201,16 +201,11 @@ async def test_what_nobody_asked_for_is_no_answer() -> None:
             [OK, OK.replace(b"hello", b"wrong")],
             [OK],
         ]
-        for _ in range(3):
+        for stays in (False, True, False):
             assert (await client.get("/x", 5)).body == b"hello"
-            await asyncio.sleep(0.02)
+            await until(lambda stays=stays: any(kept.is_open for kept in client._idle) is stays)  # type: ignore[misc] # mypy#12557
         assert (await client.get("/x", 5)).body == b"hello"
         assert raw.connections == 3
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 async def test_a_connection_that_was_given_up_meanwhile() -> None:
@@ -225,8 +220,17 @@ async def test_a_connection_that_was_given_up_meanwhile() -> None:
             await client.get("/x", 5)
         raw.answers = [[OK], [b"HTTP/1.1 200"], None]
         await client.get("/x", 5)
+        asked = asyncio.ensure_future(client.get("/x", 5))
+        await until(lambda: any(connection.has_answered for connection in client._under_way))
+        let_time_pass(client)
         with pytest.raises(TimeoutError):
-            await client.get("/x", 5)
+            await asked
+
+
+def let_time_pass(client: SmallHttp) -> None:
+    """As much as what is under way has."""
+    client._under_way = dict.fromkeys(client._under_way, asyncio.get_running_loop().time())
+    client._expire()
 
 
 async def test_old_connections_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,12 +243,12 @@ async def test_old_connections_are_not_used(monkeypatch: pytest.MonkeyPatch) -> 
         assert raw.connections == 2
 
 
-async def test_a_server_that_has_moved() -> None:
+async def test_a_server_that_has_moved(closed_port: int) -> None:
     """Its address is looked up again once nothing answers at the one that is known."""
     async with raw_server() as raw, client_of(raw) as client:
         raw.answers = [[OK], [OK]]
         await client.get("/x", 5)
-        client._addresses = [(*client._addresses[0][:4], ("127.0.0.1", free_port()))]
+        client._addresses = [(*client._addresses[0][:4], ("127.0.0.1", closed_port))]
         client._idle.pop().close()
         with pytest.raises(OSError, match="Connect call failed"):
             await client.get("/x", 5)
@@ -253,15 +257,18 @@ async def test_a_server_that_has_moved() -> None:
 
 async def test_each_request_has_its_own_time() -> None:
     async with raw_server() as raw:
-        client = SmallHttp(URL(raw.url), timeout=0.3, connect_timeout=1)
+        client, loop = SmallHttp(URL(raw.url), timeout=60, connect_timeout=60), asyncio.get_running_loop()
         raw.answers = [[OK], [b""]]
         assert (await client.get("/x", 5)).body == b"hello"
-        await asyncio.sleep(0.2)
-        begin = asyncio.get_running_loop().time()
+        # As if the first one's time ended so soon.
+        assert client._watch is not None
+        client._watch.cancel()
+        client._watch, client.timeout = loop.call_later(0.1, client._expire), 0.3
+        begin = loop.time()
         with pytest.raises(TimeoutError):
             await client.get("/x", 5)
-        assert asyncio.get_running_loop().time() - begin > 0.28
-        raw.answers = [[OK]]
+        assert loop.time() - begin > 0.28
+        raw.answers, client.timeout = [[OK]], 60
         assert (await client.get("/x", 5)).body == b"hello"
         await client.close()
 
@@ -270,7 +277,7 @@ async def test_giving_up_gives_the_connection_up() -> None:
     async with raw_server() as raw, client_of(raw) as client:
         raw.answers = [[b"HTTP/1.1 200"], [OK]]
         asked = asyncio.ensure_future(client.get("/x", 5))
-        await asyncio.sleep(0.05)
+        await until(lambda: any(connection.has_answered for connection in client._under_way))
         asked.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asked
@@ -330,7 +337,7 @@ class TargetServer(RawServer):
 @contextlib.asynccontextmanager
 async def many(asked: list[str], *, close: bool = False) -> AsyncIterator[SmallHttp]:
     async with raw_server(raw=TargetServer(asked, close=close)) as raw:
-        client = SmallHttp(URL(raw.url), timeout=0.5, connect_timeout=1)
+        client = SmallHttp(URL(raw.url), timeout=60, connect_timeout=60)
         yield client
         await client.close()
 
@@ -338,7 +345,7 @@ async def many(asked: list[str], *, close: bool = False) -> AsyncIterator[SmallH
 class Heard(dict[str, Said]):
     def __call__(self, target: str, said: Said, seconds: float) -> None:
         assert target not in self
-        assert 0 <= seconds < 5
+        assert 0 <= seconds < 90
         self[target] = said
 
 
@@ -371,7 +378,10 @@ async def test_what_goes_wrong_with_some_of_many() -> None:
             f"/{'large' * 30}",
             *(f"/{number}" for number in range(40)),
         ]
-        await client.get_many(iter(targets), 100, 8, heard)
+        asking = asyncio.ensure_future(client.get_many(iter(targets), 100, 8, heard))
+        await until(lambda: len(heard) == len(targets) - 3)
+        let_time_pass(client)
+        await asking
         assert heard.keys() == {*targets} - {"/reset", "/with blank"}, "these are left to get"
         assert isinstance(heard.pop("/slow"), TimeoutError)
         assert isinstance(heard.pop(f"/{'large' * 30}"), InvalidFormat)
@@ -386,8 +396,8 @@ async def test_each_of_many_closes_its_connection() -> None:
         assert len(heard) == 8, "the others are left to get"
 
 
-async def test_nobody_answers_many() -> None:
-    client = SmallHttp(URL(f"http://127.0.0.1:{free_port()}"), timeout=2, connect_timeout=1)
+async def test_nobody_answers_many(closed_port: int) -> None:
+    client = SmallHttp(URL(f"http://127.0.0.1:{closed_port}"), timeout=60, connect_timeout=60)
     heard = Heard()
     await client.get_many(iter(["/1", "/2"]), 100, 8, heard)
     assert not heard
@@ -423,17 +433,17 @@ async def test_a_listener_that_fails() -> None:
 async def test_connections_that_came_too_late_serve_the_next_ones() -> None:
     async with raw_server(raw=TargetServer([], close=False)) as raw, client_of(raw) as client:
         await client.get_many(iter(["/1"]), 100, 6, Heard())
-        await asyncio.sleep(0.05)
+        await until(lambda: len(client._idle) == 6)
         await client.get_many(iter([f"/{number}" for number in range(40)]), 100, 6, Heard())
         assert raw.connections == 6
 
 
-async def test_closed_before_anything_began() -> None:
-    client = SmallHttp(URL(f"http://127.0.0.1:{free_port()}"), timeout=2, connect_timeout=1)
+async def test_closed_before_anything_began(closed_port: int) -> None:
+    client = SmallHttp(URL(f"http://127.0.0.1:{closed_port}"), timeout=60, connect_timeout=60)
     asking = asyncio.ensure_future(client.get_many(iter(["/1"]), 100, 6, Heard()))
     await asyncio.sleep(0)
     await client.close()
-    await asyncio.wait_for(asking, 1)
+    await asyncio.wait_for(asking, 30)
 
 
 async def test_giving_up_what_has_been_answered() -> None:

@@ -33,12 +33,14 @@ from tests.unit.nix_stores.caches import (
     begun,
     body,
     cached,
+    give_time,
     hang_up,
     reset,
     serving,
     sha256,
     slow_headers,
     status,
+    until,
 )
 
 HELLO = cached("hello")
@@ -49,14 +51,19 @@ EMPTY = cached("empty", {b"": b""})
 
 @asynccontextmanager
 async def reading(
-    *caches: ScriptedCache, records: Records | None = None, request_timeout: float = 5
+    *caches: ScriptedCache, records: Records | None = None, nar_timeout: float = 60
 ) -> AsyncIterator[SubstitutedContents]:
+    """`nar_timeout`: between two pieces of a NAR from the first of them."""
     async with AsyncExitStack() as stack:
         records = records or StoredRecords(ObjectStore("memory://"), 1 << 20)
         substituters = [
-            await stack.enter_async_context(asking(cache.url, records, request_timeout=request_timeout))
-            for cache in caches
+            await stack.enter_async_context(
+                asking(cache.url, records, request_timeout=60 if number else nar_timeout)
+            )
+            for number, cache in enumerate(caches)
         ]
+        for substituter in substituters:
+            give_time(substituter)
         yield SubstitutedContents(Substituters(substituters), records, asyncio.get_running_loop())
 
 
@@ -253,8 +260,9 @@ async def test_readers_that_leave_early() -> None:
             return names
 
         assert await asyncio.to_thread(some) == [b"", b"a"]
-        await asyncio.sleep(0.05)
-        assert not [task for task in asyncio.all_tasks() if "_pump" in str(task) or "hold" in str(task)]
+        await until(
+            lambda: not [task for task in asyncio.all_tasks() if "_pump" in str(task) or "hold" in str(task)]
+        )
         # One that skips contents gets all names, and the NAR is verified all the same.
         names = await asyncio.to_thread(lambda: [entry.name for entry in contents.entries(at(cache, large))])
         assert names == [b"", b"a", b"b"]
@@ -335,6 +343,7 @@ async def test_a_bomb_is_not_read_to_its_end() -> None:
         assert peak < 20_000_000
 
 
+@pytest.mark.timeout(1500)  # a minute where much else goes on
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_a_stream_that_unpacks_to_nothing_has_an_end(compression: str) -> None:
     """Empty members could go on for ever, and would all be kept."""
@@ -385,15 +394,16 @@ FAULTS: dict[str, tuple[Fault, type[SubstituterError]]] = {
 @pytest.mark.parametrize("what", FAULTS)
 async def test_nars_that_do_not_come(what: str) -> None:
     fault, kind = FAULTS[what]
+    seconds = 1 if what.startswith("slow") else 60
     async with serving(HELLO) as bad, serving(HELLO) as good:
         without_listing(bad, HELLO)
         bad.faults[HELLO.narinfo.url] = fault
-        async with reading(bad, request_timeout=0.5) as contents:
+        async with reading(bad, nar_timeout=seconds) as contents:
             with pytest.raises(kind):
                 await read(contents, at(bad, HELLO))
             with pytest.raises(kind):
                 await root(contents, at(bad, HELLO))
-        async with reading(bad, good, request_timeout=0.5) as contents:
+        async with reading(bad, good, nar_timeout=seconds) as contents:
             assert await root(contents, at(bad, HELLO)) == Directory()
             if "slow body reset hung up".count(what):  # the root was among what came
                 with pytest.raises(CorruptPath):

@@ -81,7 +81,7 @@ async def setting() -> Setting:
 
 async def settled(pinned: Pinned) -> None:
     """Until nothing goes on, or what goes on waits for the gate."""
-    for _ in range(2000):
+    for _ in range(12_000):
         told = pinned._source
         assert isinstance(told, Told)
         if not pinned._tasks or told.waiting:
@@ -92,7 +92,7 @@ async def settled(pinned: Pinned) -> None:
 
 async def begun(pinned: Pinned) -> None:
     """Until the source is being asked."""
-    for _ in range(2000):
+    for _ in range(12_000):
         if pinned._tasks:
             break
         await asyncio.sleep(0.005)

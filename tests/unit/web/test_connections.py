@@ -1,17 +1,27 @@
-"""The limits of connections, on a server whose clocks run short. tests/integration/test_limits.py has a real one."""
+"""The limits of connections, on servers where one limit is small. tests/integration/test_limits.py has a real one."""
 
 import asyncio
 import contextlib
+import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_network
+from threading import Event
+from typing import Any
 
 import pytest
 from aiohttp import web
 
-from nixery_snap.web.connections import LIMITS, ConnectionLimits, address_of, client_of
+from nixery_snap.web import connections
+from nixery_snap.web.connections import (
+    LIMITS,
+    ConnectionLimits,
+    LimitedRequestHandler,
+    address_of,
+    client_of,
+)
 from nixery_snap.web.forwarded import PROXIES, TrustedProxies
 from nixery_snap.web.hot_answers import HOT, HotAnswers, always, serve_hot
 from tests.unit.web.servers import Client, Server, request, serving
@@ -20,31 +30,69 @@ SMALL = ConnectionLimits(
     url_bytes=500,
     header_bytes=2000,
     body_bytes=1000,
-    request_seconds=0.3,
-    idle_seconds=2,
-    stall_seconds=0.3,
+    request_seconds=60,  # a test may be held up
     per_client=5,
     requests=10,
 )
+BEGUN = web.AppKey("begun", Event)  # what is slow, until GO
+GO = web.AppKey("go", Event)
 
 
 async def answer(asked: web.Request) -> web.Response:
     if asked.path == "/body":
         return web.Response(text=str(len(await asked.read())))
     if asked.path == "/slow":
-        await asyncio.sleep(1)
+        asked.app[BEGUN].set()
+        while not asked.app[GO].is_set():  # noqa: ASYNC110 - another thread sets it
+            await asyncio.sleep(0.01)
     response = web.Response(body=b"x" * int(asked.query.get("size", 1)))
     response[HOT] = always
     return response
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    app = web.Application(client_max_size=SMALL.body_bytes)
-    app[LIMITS] = SMALL
+@contextlib.contextmanager
+def limited(
+    limits: ConnectionLimits, begun: Event | None = None, go: Event | None = None
+) -> Iterator[Server]:
+    app = web.Application(client_max_size=limits.body_bytes)
+    app[LIMITS], app[BEGUN], app[GO] = limits, begun or Event(), go or Event()
     app.router.add_route("*", "/{tail:.*}", answer)
     with serving("uvloop", app, HotAnswers()) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with limited(SMALL) as running:
+        yield running
+
+
+def until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Looks:
+    """Looks at connections often, at the time that the test says it is, as seen by those who are looked at."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, time_of: Callable[[float], float]) -> None:
+        self.seen: list[bool] = []  # whether a part of a head waited behind an answer in the making
+        look: Any = LimitedRequestHandler.look
+
+        def look_then(handler: Any, now: float) -> None:
+            behind = handler._head_bytes > 0 and handler._waiter is None
+            look(handler, time_of(now))
+            self.seen.append(behind)
+
+        monkeypatch.setattr(connections, "_LOOK_SECONDS", 0.02)
+        monkeypatch.setattr(LimitedRequestHandler, "look", look_then)
+
+    def wait(self) -> None:
+        """For one that began after this."""
+        before = len(self.seen)
+        until(lambda: len(self.seen) >= before + 2)
 
 
 def ended(client: Client) -> bool:
@@ -107,8 +155,13 @@ def test_a_body_that_is_too_long(server: Server) -> None:
         assert client.receive().status == 413
 
 
-def test_heads_and_bodies_that_never_end(server: Server) -> None:
+def test_heads_and_bodies_that_never_end() -> None:
     """A byte now and then does not help."""
+    with limited(ConnectionLimits(request_seconds=0.3)) as server:
+        check_that_requests_must_end(server)
+
+
+def check_that_requests_must_end(server: Server) -> None:
     with server.connect() as client:
         client.send(request("/"))
         client.receive()
@@ -120,51 +173,71 @@ def test_heads_and_bodies_that_never_end(server: Server) -> None:
     assert refused(server, b"GET / HT") == 408
     for method in ("GET", "POST"):
         with server.connect() as client:
-            client.send(request("/body", "Content-Length: 900", method=method), b"x")
+            with contextlib.suppress(ConnectionError):  # it may be over before the body begins
+                client.send(request("/body", "Content-Length: 900", method=method), b"x")
             assert ended(client)
 
 
-def test_a_request_behind_a_slow_one_has_time(server: Server) -> None:
-    head = request("/")
-    with server.connect() as client:
+def test_a_request_behind_a_slow_one_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, head = Looks(monkeypatch, lambda now: now + 1000), request("/")
+    begun, go = Event(), Event()
+    with limited(ConnectionLimits(request_seconds=60), begun, go) as server, server.connect() as client:
         client.send(request("/slow"))
-        time.sleep(0.1)
+        assert begun.wait(60)
         client.send(head[:10])
+        until(lambda: any(looks.seen))
+        go.set()
         assert client.receive().status == 200
         client.send(head[10:])
         assert client.receive().status == 200
 
 
-def test_idle_connections_are_closed(server: Server) -> None:
-    with server.connect() as new, server.connect() as used:
-        used.get("/")
-        assert ended(new)
-        assert ended(used)
+def test_idle_connections_are_closed() -> None:
+    with limited(ConnectionLimits(idle_seconds=1)) as server:
+        with server.connect() as new:
+            assert ended(new)
+        for _ in range(60):
+            with server.connect() as used, contextlib.suppress(ConnectionError):  # held up, we ask too late
+                used.get("/")
+                assert ended(used)
+                return
+    raise AssertionError("a new connection is closed at once")
 
 
-def test_clients_that_read_nothing(server: Server) -> None:
+def test_clients_that_read_nothing() -> None:
     """Neither of an answer that is made now, nor of one that is remembered."""
-    with server.connect() as client:
-        client.get("/?size=1000000")
-    for path, times in (("/?size=8000000", 1), ("/?size=1000000", 10)):
-        with server.connect(receive_buffer_bytes=4096) as client:
-            client.send(*[request(path)] * times)
-            time.sleep(2.1)
-            with pytest.raises(ConnectionError):
-                _ = [client.receive() for _ in range(times)]
+    with limited(ConnectionLimits(stall_seconds=0.3)) as server:
+        with server.connect() as client:
+            client.get("/?size=1000000")
+        for path, times in (("/?size=8000000", 1), ("/?size=1000000", 10)):
+            with server.connect(receive_buffer_bytes=4096) as client:
+                client.send(*[request(path)] * times)
+                over = select.poll()
+                over.register(client.sock, 0)  # which still tells of a reset
+                assert over.poll(60_000)
+                with pytest.raises(ConnectionError):
+                    _ = [client.receive() for _ in range(times)]
 
 
-def test_clients_that_read_slowly_are_served(server: Server) -> None:
-    with server.connect(receive_buffer_bytes=4096) as client:
+def test_clients_that_read_slowly_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 0.0
+    looks = Looks(monkeypatch, lambda _: seconds)
+    with (
+        limited(ConnectionLimits(stall_seconds=10)) as server,
+        server.connect(receive_buffer_bytes=4096) as client,
+    ):
         client.send(request("/?size=6000000"))
-        for _ in range(20):
-            client.rest += client.sock.recv(4096)
-            time.sleep(0.1)
+        for part in range(1, 4):
+            while len(client.rest) < part * 16384:  # more than the client's buffer holds
+                client.rest += client.sock.recv(4096)
+            looks.wait()
+            seconds += 9
+            looks.wait()
         assert len(client.receive().body) == 6_000_000
 
 
-def test_connections_of_one_client(server: Server) -> None:
-    with contextlib.ExitStack() as stack:
+def test_connections_of_one_client() -> None:
+    with limited(SMALL) as server, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(server.connect()) for _ in range(5)]
         assert [client.get("/").status for client in clients] == [200] * 5
         for _ in range(2):
@@ -172,9 +245,13 @@ def test_connections_of_one_client(server: Server) -> None:
                 assert more.receive().status == 429
                 assert more.closed()
         clients[0].sock.close()
-        time.sleep(0.1)
-        with server.connect() as again:
-            assert again.get("/").status == 200
+
+        def is_served() -> bool:
+            with server.connect() as again, contextlib.suppress(ConnectionError):
+                return again.get("/").status == 200
+            return False
+
+        until(is_served)
 
 
 def test_connections_of_a_trusted_proxy_are_those_of_many_clients() -> None:
@@ -220,7 +297,7 @@ def test_who_a_client_is(peer: object, client: str) -> None:
 async def test_tls_that_never_begins() -> None:
     """Nothing counts such connections, so they must not last."""
     runner = web.AppRunner(web.Application())
-    runner.app[LIMITS] = SMALL
+    runner.app[LIMITS] = ConnectionLimits(request_seconds=0.3)
     await runner.setup()
     sock = socket.create_server(("127.0.0.1", 0))
     sock.setblocking(False)
@@ -229,7 +306,7 @@ async def test_tls_that_never_begins() -> None:
     )
     try:
         reader, writer = await asyncio.open_connection(*sock.getsockname())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await reader.read() == b""
         writer.close()
     finally:
