@@ -115,14 +115,14 @@ class PooledEvaluator:
     async def _answer(
         self, seat: Seat[WarmProcess], asked: Question, name: AttributePath, *, again: bool = True
     ) -> Answers | None:
-        if self._is_closed:
-            raise NixError("this server is shutting down")
-        if seat.held is None:
+        if seat.held is None and not self._is_closed:
             seat.held = await WarmProcess.start(
                 self._nix, asked, self._memory_mib * _MIB, check=asked.is_pure not in self._usable
             )
             self._usable.add(asked.is_pure)
         held = seat.held
+        if held is None or self._is_closed:
+            raise NixError("this server is shutting down")
         try:
             return await held.answer(name)
         except Died as died:

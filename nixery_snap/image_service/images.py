@@ -77,9 +77,11 @@ async def settle(
         # Without snapshots a container would start from one that never saw the annotations.
         await _delete(containerd, name)
         raise not_configured(snapshotter, "its Transfer service does not unpack with it", architecture)
-    for one in (name, reference.with_digest(Digest.parse(target.digest)), str(config)):
+    last = reference.with_digest(Digest.parse(target.digest))
+    for one in (name, str(config), last):
         await _put(containerd, Image(name=one, labels=CRI_LABELS, target=target))
-    await _seen(containerd, name, config)
+    for one in (name, last):  # the kubelet removes only what CRI knows
+        await _seen(containerd, one, config)
     return config
 
 
