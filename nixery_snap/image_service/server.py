@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 _SWEEP_SECONDS: Final = 600  # images can be removed behind our back
 _RETRY_SECONDS: Final = 2
-_THOROUGH_SWEEPS: Final = 3
+_THOROUGH_SWEEPS: Final = 6
 _SOCKET_MODE: Final = 0o660
 
 
@@ -119,7 +119,7 @@ class Sweeper:
     def soon_and_thoroughly(self) -> None:
         """containerd cleans up first, which it does by itself only when an image is removed.
 
-        Several times: it may be some moments before it lets go of what it was doing.
+        Several times, with longer and longer waits: it may be a minute before it lets go of what it was doing.
         """
         self._thorough = _THOROUGH_SWEEPS
         self._wanted.set()
@@ -134,7 +134,7 @@ class Sweeper:
                     self._thorough -= 1
                 await sweep(self._containerd, self._leases, self._roots)
                 if self._thorough:
-                    wait_seconds = _RETRY_SECONDS
+                    wait_seconds = _RETRY_SECONDS << (_THOROUGH_SWEEPS - 1 - self._thorough)
             except ContainerdError as error:
                 log.info("not-swept", reason=str(error))
                 wait_seconds = _RETRY_SECONDS

@@ -44,7 +44,7 @@ def programs(place: Path, more: dict[str, str]) -> str:
 
 def script_of(run: list[Block], host: str) -> tuple[str, list[tuple[Block, Command]]]:
     """One shell for the whole page. What each command says goes to a file of its number, its status to another."""
-    script, all_commands = ["shopt -s expand_aliases"], []
+    script, all_commands = ["shopt -s expand_aliases; set -m"], []
     for block in run:
         for command in block.commands:
             number, text = len(all_commands), command.text.replace(ADDRESS, host)
@@ -57,7 +57,9 @@ def script_of(run: list[Block], host: str) -> tuple[str, list[tuple[Block, Comma
             else:
                 script.append(f"{{ {text}\n}} > {number}.out 2>&1 < /dev/null; echo $? > {number}.status")
             all_commands.append((block, command))
-    return "\n".join([*script, "kill $(jobs -p) 2> kill.out; wait"]), all_commands
+    # Each job is a group of processes.
+    end = "for job in $(jobs -p); do kill -- -$job; while kill -0 -- -$job; do sleep 0.05; done; done 2> kill.out"
+    return "\n".join([*script, end]), all_commands
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
