@@ -24,11 +24,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
-# What CI has no time for: the same again with another release or kind of a peer, in another order, on another CPU; and
+# What CI has no time for: the same again with another release or kind of a peer, in another order, on another CPU or
+# with thousands of files; and
 # the commands of those pages of the manual that change least.
 LONG = re.compile(
     r"/test_image_service_(faults|pulls|registries)\.py::\w+\[([^]]*-)?1\.7"
     r"|::test_disk_full\[1\.7"
+    r"|/test_odd_packages\.py::\w+\[manyfiles"
     r"|::test_archive_in_the_nix_store\[(?!2-legacy-plain-tar|2-closure-exported-gzip)"
     r"|::test_restarts_during_pulls\[(?!containerd-service-snapshotter)"
     r"|/test_classic_images\.py::(?!test_hello)\w+\[(containerd-1|podman)"

@@ -27,6 +27,7 @@ _FEED_BYTES: Final = 64 * 1024
 _XZ_MEMORY_BYTES: Final = 128 * 1024 * 1024  # xz -9 takes 65 MiB
 _ZSTD_WINDOW_LOG: Final = 27  # 128 MiB, what zstd itself accepts without being asked
 _GZIP: Final = 16 + 15  # gzip framing, 32 KiB window
+_EMPTY_MEMBERS: Final = 1000  # one after the other; a few bytes of each take as long as thousands of others
 _ERRORS: Final = (lzma.LZMAError, zstd.ZstdError, zlib_ng.error, brotli.error, OSError, EOFError, MemoryError)
 
 _MAGICS: Final = ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ\x00", "xz"), (b"\x1f\x8b", "gzip"))
@@ -140,6 +141,7 @@ def _is_brotli(content: bytes) -> bool:
 
 def _members(chunks: Iterator[bytes], compression: str, make: Callable[[], _Decoder]) -> Iterator[bytes]:
     decoder = make()
+    empty = 0
     try:
         for fed in _cut(chunks, _FEED_BYTES):
             if decoder.eof and compression != "br":  # brotli's refuses to go on, as it should
@@ -148,7 +150,12 @@ def _members(chunks: Iterator[bytes], compression: str, make: Callable[[], _Deco
             while True:
                 piece = decoder.decompress(rest, PIECE_BYTES)
                 yield from _cut(iter((piece,)))
+                if piece:
+                    empty = 0
                 if decoder.eof:
+                    empty += 1
+                    if empty > _EMPTY_MEMBERS:
+                        raise InvalidFormat(f"{compression} stream", "…", "it has too many empty members")
                     rest = decoder.unused_data
                     if not rest:
                         break

@@ -87,7 +87,7 @@ def test_entries_that_no_honest_tool_makes(
 
 
 def test_too_many_entries(tmp_path: Path) -> None:
-    many = [entry(f"blobs/sha256/{number}") for number in range(100_000)]
+    many = [entry(f"blobs/sha256/{number}") for number in range(10_000)]
     assert "more than 4096 entries" in refused(write_tar(tmp_path / "a.tar", {}, many, compress=True))
 
 
