@@ -25,8 +25,7 @@ hypothesis.settings.load_profile("default")
 
 
 # What CI has no time for: the same again with another release or kind of a peer, in another order, on another CPU or
-# with thousands of files; and
-# the commands of those pages of the manual that change least.
+# with thousands of files; and the commands of those pages of the manual that change least.
 LONG = re.compile(
     r"/test_image_service_(faults|pulls|registries)\.py::\w+\[([^]]*-)?1\.7"
     r"|::test_disk_full\[1\.7"
