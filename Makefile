@@ -2,7 +2,7 @@
 
 LISTEN ?= 127.0.0.1:8080
 PYTEST_ARGS ?=
-WORKERS ?= 4
+WORKERS ?= 3
 SECONDS ?= 600
 BIN := .venv/bin
 STATE := $(CURDIR)/.nixery-snap
