@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.buckets import Buckets, seaweedfs
+from tests.integration.builds import Builds
 from tests.integration.caches import CacheDirectory, KeyPair, Served, nginx
 from tests.integration.need import need, need_nix_2_26
 from tests.integration.nixtools import EXAMPLES, ChrootStore
@@ -117,6 +118,13 @@ def make_node(request: pytest.FixtureRequest, directory: Path) -> MakeNode:
 def own_source(directory: Path) -> Path:
     """A copy of the package set, to edit."""
     return Path(shutil.copytree(EXAMPLES, directory / "packages"))
+
+
+@pytest.fixture
+def builds(directory: Path) -> Iterator[Builds]:
+    made = Builds.create(directory / "waits", directory / "signs")
+    yield made
+    made.go()
 
 
 @pytest.fixture(scope="session")

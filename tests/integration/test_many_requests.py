@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.integration.builds import Builds, copy_busybox
 from tests.integration.need import need
 from tests.integration.nixtools import ENDLESS, EXAMPLES, ChrootStore
 from tests.integration.server import OCI_MANIFEST, Registry, Response, Start, Substituter
@@ -48,13 +49,6 @@ class Asked:
     @property
     def target(self) -> str:
         return f"/v2/{self.format}/many/{self.prefix}{'/'.join(self.names)}/manifests/{self.tag}"
-
-
-def copy_busybox(directory: Path) -> None:
-    """Builds in a private store see no other program, and restricted package sets may read no other."""
-    need("busybox")
-    (directory / "bin").mkdir()
-    shutil.copy(Path(shutil.which("busybox") or "").resolve(), directory / "bin/busybox")
 
 
 def what_nix_prints(directory: Path) -> tuple[Path, str]:
@@ -149,49 +143,6 @@ client_images = {REQUESTS}
 
 
 # --- who is asked to come back later
-
-# Each package says that its build has begun, and waits until it may end.
-WAITS = """
-{ ... }:
-let
-  make = name: derivation {
-    inherit name; system = builtins.currentSystem; builder = "${./bin}/busybox";
-    args = [ "sh" "-c" "echo > SIGNS/$name.began; until [ -e SIGNS/go ]; do $builder sleep 1; done; echo > $out" ];
-  };
-in builtins.listToAttrs (map (name: { inherit name; value = make name; }) [ NAMES ])
-"""
-
-
-@dataclass(frozen=True)
-class Builds:
-    """Packages that are built once they may."""
-
-    source: Path
-    signs: Path
-
-    @property
-    def options(self) -> str:
-        """Settings by which builds see the signs."""
-        return f'[nix.options]\nextra-sandbox-paths = "{self.signs}"\n'
-
-    def began(self, name: str) -> bool:
-        return (self.signs / f"{name}.began").exists()
-
-    def go(self) -> None:
-        (self.signs / "go").touch()
-
-
-@pytest.fixture
-def builds(directory: Path) -> Iterator[Builds]:
-    made = Builds(directory / "waits", directory / "signs")
-    made.source.mkdir()
-    made.signs.mkdir()
-    copy_busybox(made.source)
-    names = " ".join(f'"{name}"' for name in "abcdefgh")
-    text = WAITS.replace("SIGNS", str(made.signs)).replace("NAMES", names)
-    (made.source / "default.nix").write_text(text)
-    yield made
-    made.go()
 
 
 def is_there(registry: Registry, name: str) -> bool:

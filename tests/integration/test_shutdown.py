@@ -2,60 +2,30 @@
 
 import threading
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.integration.builds import Builds
 from tests.integration.nixtools import ChrootStore
 from tests.integration.processes import wait_until
 from tests.integration.server import Registry, Response, Start
 
 
-@dataclass(frozen=True)
-class Slow:
-    """A package set whose `slow` is built until it may end."""
-
-    source: Path
-    signs: Path
-
-    @property
-    def options(self) -> str:
-        """Settings by which its build sees the signs."""
-        return f'[nix.options]\nextra-sandbox-paths = "{self.signs}"\n'
-
-    def wait_for_build(self) -> None:
-        wait_until((self.signs / "began").exists, seconds=60, what="slow is being built")
-
-    def go(self) -> None:
-        (self.signs / "go").touch()
-
-
-@pytest.fixture
-def slow(own_source: Path, directory: Path) -> Slow:
-    made = Slow(own_source, directory / "signs")
-    made.signs.mkdir()
-    file = own_source / "failing.nix"
-    text = file.read_text()
-    assert 'script = "sleep 3; mkdir $out"' in text
-    script = f"echo > {made.signs}/began; until [ -e {made.signs}/go ]; do sleep 0.2; done; mkdir $out"
-    file.write_text(text.replace("sleep 3; mkdir $out", script))
-    return made
-
-
-def test_running_builds_are_finished(directory: Path, own_store: ChrootStore, slow: Slow) -> None:
-    registry = Registry(directory / "state", own_store.root, slow.source, config=slow.options).start()
+def test_running_builds_are_finished(directory: Path, own_store: ChrootStore, builds: Builds) -> None:
+    registry = Registry(directory / "state", own_store.root, builds.source, config=builds.options).start()
     answers: list[Response] = []
     client = threading.Thread(target=lambda: answers.append(registry.manifest("slow")))
     client.start()
-    slow.wait_for_build()
+    wait_until(partial(builds.began, "slow"), seconds=60, what="slow is being built")
     daemon = registry.daemon
     assert daemon is not None
     daemon.process.terminate()
     registry.wait_for_event("stopping")
     time.sleep(0.5)  # time to end too early
     assert daemon.process.poll() is None, "it waits for the build"
-    slow.go()
+    builds.go()
     assert daemon.process.wait(100) == 0
     registry.stop()
     client.join()
@@ -64,14 +34,14 @@ def test_running_builds_are_finished(directory: Path, own_store: ChrootStore, sl
 
 
 def test_who_waits_for_what_is_given_up_is_told_so(
-    directory: Path, own_store: ChrootStore, slow: Slow
+    directory: Path, own_store: ChrootStore, builds: Builds
 ) -> None:
-    config = f"{slow.options}[limits]\nshutdown_timeout = 0.2\n"
-    registry = Registry(directory / "state", own_store.root, slow.source, config=config).start()
+    config = f"{builds.options}[limits]\nshutdown_timeout = 0.2\n"
+    registry = Registry(directory / "state", own_store.root, builds.source, config=config).start()
     answers: list[Response] = []
     client = threading.Thread(target=lambda: answers.append(registry.manifest("slow")))
     client.start()
-    slow.wait_for_build()
+    wait_until(partial(builds.began, "slow"), seconds=60, what="slow is being built")
     assert registry.stop() == 0
     client.join()
     [answer] = answers
@@ -81,11 +51,11 @@ def test_who_waits_for_what_is_given_up_is_told_so(
     assert registry.events("stopped")[0]["images_given_up"] == 1
 
 
-def test_nobody_new_is_let_in_meanwhile(directory: Path, own_store: ChrootStore, slow: Slow) -> None:
-    registry = Registry(directory / "state", own_store.root, slow.source, config=slow.options).start()
+def test_nobody_new_is_let_in_meanwhile(directory: Path, own_store: ChrootStore, builds: Builds) -> None:
+    registry = Registry(directory / "state", own_store.root, builds.source, config=builds.options).start()
     client = threading.Thread(target=lambda: registry.manifest("slow"))
     client.start()
-    slow.wait_for_build()
+    wait_until(partial(builds.began, "slow"), seconds=60, what="slow is being built")
     daemon = registry.daemon
     assert daemon is not None
     daemon.process.terminate()
@@ -100,7 +70,7 @@ def test_nobody_new_is_let_in_meanwhile(directory: Path, own_store: ChrootStore,
         wait_until(refused, seconds=50, what="new clients are turned away")  # running work has 60 s
         assert daemon.process.poll() is None, "while the build is still running"
     finally:
-        slow.go()
+        builds.go()
         client.join()
         assert daemon.process.wait(100) == 0  # a second SIGTERM could hit it when it listens to none any more
         registry.stop()
@@ -115,12 +85,12 @@ def test_an_idle_server_stops_at_once(directory: Path, prepared_store: ChrootSto
 
 
 def test_longer_than_a_client_waits(
-    directory: Path, own_store: ChrootStore, slow: Slow, start: Start
+    directory: Path, own_store: ChrootStore, builds: Builds, start: Start
 ) -> None:
     """The client is told to come back; the work goes on meanwhile and is not begun again."""
     patience = {"NIXERY_SNAP_NIX__WAIT_TIMEOUT": "1"}
     registry = start(
-        Registry(directory / "state", own_store.root, slow.source, config=slow.options, env=patience)
+        Registry(directory / "state", own_store.root, builds.source, config=builds.options, env=patience)
     )
 
     def says_what_is_built() -> bool:
@@ -130,7 +100,7 @@ def test_longer_than_a_client_waits(
         return "slow" in answer.error["message"].partition("building")[2]
 
     wait_until(says_what_is_built, seconds=60, what="it says what is going on")
-    slow.go()
+    builds.go()
     wait_until(lambda: registry.manifest("slow").status == 200, seconds=60, what="slow is built")
     assert len(registry.events("evaluated")) == 1
     assert len(registry.events("assembled")) == 1

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -130,3 +131,10 @@ class Client:
 def request(path: str, *headers: str, method: str = "GET", version: str = "HTTP/1.1") -> bytes:
     lines = [f"{method} {path} {version}", "Host: test", *headers, "", ""]
     return "\r\n".join(lines).encode()
+
+
+def until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

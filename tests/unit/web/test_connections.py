@@ -24,7 +24,7 @@ from nixery_snap.web.connections import (
 )
 from nixery_snap.web.forwarded import PROXIES, TrustedProxies
 from nixery_snap.web.hot_answers import HOT, HotAnswers, always, serve_hot
-from tests.unit.web.servers import Client, Server, request, serving
+from tests.unit.web.servers import Client, Server, request, serving, until
 
 SMALL = ConnectionLimits(
     url_bytes=500,
@@ -65,13 +65,6 @@ def limited(
 def server() -> Iterator[Server]:
     with limited(SMALL) as running:
         yield running
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Looks:

@@ -2,7 +2,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 
@@ -21,7 +21,7 @@ from nixery_snap.web.hot_answers import (
     is_plain,
 )
 from nixery_snap.web.request_metrics import MEMORY, Tally, tally
-from tests.unit.web.servers import LOOPS, Server, request, serving
+from tests.unit.web.servers import LOOPS, Server, request, serving, until
 
 Calls = Counter[str]
 CALLS = web.AppKey("calls", Calls)
@@ -73,13 +73,6 @@ def app() -> web.Application:
 def server(request: pytest.FixtureRequest, app: web.Application) -> Iterator[Server]:
     with serving(request.param, app, HotAnswers()) as running:
         yield running
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_the_second_time_nothing_is_computed(server: Server, app: web.Application) -> None:
