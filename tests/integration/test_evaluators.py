@@ -34,6 +34,7 @@ from nixery_snap.ports import Evaluator, Package, PackageSet, Pin
 from tests.integration.need import NIX_2_26, need_nix_2_26
 from tests.integration.nixtools import ENDLESS, EXAMPLES, NIX_CONFIG, ChrootStore
 from tests.integration.processes import run
+from tests.support.waiting import until
 
 SYSTEM = "x86_64-linux"
 SECRET = "s3cret-of-the-server"
@@ -180,12 +181,6 @@ async def is_well(evaluator: Evaluator, package_set: PackageSet) -> bool:
     return isinstance(await one(evaluator, package_set, "ok"), Package)
 
 
-async def eventually(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - processes tell nobody
-            await asyncio.sleep(0.02)
-
-
 async def at_work(pid: int) -> None:
     """Until it has computed for longer than any question of these tests takes that has an answer."""
 
@@ -194,7 +189,7 @@ async def at_work(pid: int) -> None:
         return int(ticks) / os.sysconf("SC_CLK_TCK")
 
     begun = cpu_seconds()
-    await eventually(lambda: cpu_seconds() > begun + 0.2)
+    await until(lambda: cpu_seconds() > begun + 0.2)
 
 
 async def test_what_a_package_set_may_not_do(ground: Ground, directory: Path, outside: Listener) -> None:
@@ -265,7 +260,7 @@ async def test_never_ends(ground: Ground, directory: Path, monkeypatch: pytest.M
     package_set = a_set(directory, endless=ENDLESS)
     evaluator = ground.make(3)
     waiting = asyncio.create_task(one(evaluator, package_set, "endless"))
-    await eventually(ground.evaluating)  # now its time is running
+    await until(ground.evaluating)  # now its time is running
     # All others get as much as they need on a slow machine.
     for each in (evaluator, getattr(evaluator, "_one_shot", evaluator)):
         monkeypatch.setattr(each, "_timeout_seconds", 60)
@@ -430,7 +425,7 @@ async def test_processes_stay_are_bounded_and_end(ground: Ground, directory: Pat
     assert ground.warm() == first
     results = await asyncio.gather(*(is_well(evaluator, one) for one in sets * 10))
     assert all(results)
-    await eventually(lambda: len(ground.warm()) <= 2)
+    await until(lambda: len(ground.warm()) <= 2)
     await evaluator.close()
     assert ground.processes() == {}
 
@@ -491,11 +486,11 @@ async def test_closing_while_one_starts(ground: Ground, directory: Path) -> None
     evaluator = ground.make(60)
     assert isinstance(evaluator, PooledEvaluator)
     task = asyncio.create_task(one(evaluator, a_set(directory, endless=ENDLESS), "endless"))
-    await eventually(ground.warm)
+    await until(ground.warm)
     await evaluator.close()
     with pytest.raises(NixError, match="shutting down"):
         await task
-    await eventually(lambda: ground.processes() == {})
+    await until(lambda: ground.processes() == {})
 
 
 async def test_flakes(ground: Ground, directory: Path) -> None:

@@ -20,6 +20,7 @@ from nixery_snap.nix.store_path import StorePath
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import Package, PackageSet, Pin
+from tests.support.waiting import until
 
 OUT = StorePath.parse("/nix/store/00000000000000000000000000000000-x")
 
@@ -180,19 +181,13 @@ async def test_what_is_too_slow_is_remembered_by_its_name() -> None:
     assert counted.calls == 4
 
 
-async def called(counted: Counted, times: int) -> None:
-    async with asyncio.timeout(60):
-        while counted.calls < times:  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0.005)
-
-
 async def test_another_requests_trouble() -> None:
     counted = Counted(gate=asyncio.Event())
     evaluator = RememberedEvaluator(counted, records(), 60)
     troubled = asyncio.create_task(texts(evaluator, a_set("r"), "git", "slow"))
-    await called(counted, 1)
+    await until(lambda: counted.calls >= 1)
     others = [asyncio.create_task(texts(evaluator, a_set("r"), "git", "bash")) for _ in range(10)]
-    await called(counted, 2)
+    await until(lambda: counted.calls >= 2)
     assert counted.gate
     counted.gate.set()
     assert await asyncio.gather(*others) == [["git-r-s", "bash-r-s"]] * 10
@@ -205,7 +200,7 @@ async def test_who_gives_up_ends_no_work() -> None:
     counted = Counted(gate=asyncio.Event())
     evaluator = RememberedEvaluator(counted, records(), 60)
     first, second = (asyncio.create_task(texts(evaluator, a_set("r"), "git")) for _ in range(2))
-    await called(counted, 1)
+    await until(lambda: counted.calls >= 1)
     first.cancel()
     await asyncio.sleep(0.01)
     assert counted.gate

@@ -197,12 +197,6 @@ def give_time(substituter: Substituter) -> None:
     transport._small.timeout = transport._small._connect_timeout = 60
 
 
-async def until(happened: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not happened():  # noqa: ASYNC110 - of a server, which tells nobody
-            await asyncio.sleep(0.005)
-
-
 # --- faults -----------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from nixery_snap.nix_stores import small_http
 from nixery_snap.nix_stores.cache_transport import HttpTransport, TransportFailed
 from nixery_snap.nix_stores.small_http import Answer, Said, SmallHttp, Unusual
 from tests.support.certificates import self_signed
-from tests.unit.nix_stores.caches import until
+from tests.support.waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -201,9 +201,13 @@ async def test_what_nobody_asked_for_is_no_answer() -> None:
             [OK, OK.replace(b"hello", b"wrong")],
             [OK],
         ]
+
+        def is_open() -> bool:
+            return any(kept.is_open for kept in client._idle)
+
         for stays in (False, True, False):
             assert (await client.get("/x", 5)).body == b"hello"
-            await until(lambda stays=stays: any(kept.is_open for kept in client._idle) is stays)  # type: ignore[misc] # mypy#12557
+            await until(is_open if stays else lambda: not is_open())
         assert (await client.get("/x", 5)).body == b"hello"
         assert raw.connections == 3
 

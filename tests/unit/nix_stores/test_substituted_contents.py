@@ -24,6 +24,7 @@ from nixery_snap.nix_stores.verified_nar import unverified_root, verified_entrie
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.ports import Records
+from tests.support.waiting import until
 from tests.unit.nix_stores.caches import (
     DIRECTORY,
     CachedPath,
@@ -41,7 +42,6 @@ from tests.unit.nix_stores.caches import (
     sha256,
     slow_headers,
     status,
-    until,
 )
 
 HELLO = cached("hello")

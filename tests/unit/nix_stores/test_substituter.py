@@ -22,6 +22,7 @@ from nixery_snap.nix.store_path import StorePath
 from nixery_snap.nix_stores import circuit_breaker
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
+from tests.support.waiting import until
 from tests.unit.nix_stores.caches import (
     KEY,
     OTHER_KEY,
@@ -40,7 +41,6 @@ from tests.unit.nix_stores.caches import (
     serving,
     slow_headers,
     status,
-    until,
 )
 
 HELLO = cached("hello", references=[cached("glibc").path])

@@ -12,6 +12,7 @@ from nixery_snap.nix_stores.substituter import Substituter
 from nixery_snap.nix_stores.substituters import Substituters
 from nixery_snap.object_store.records import StoredRecords
 from nixery_snap.object_store.store import ObjectStore
+from tests.support.waiting import until
 from tests.unit.nix_stores.caches import (
     KEY,
     OTHER_KEY,
@@ -22,7 +23,6 @@ from tests.unit.nix_stores.caches import (
     gated,
     serving,
     status,
-    until,
 )
 
 GLIBC = cached("glibc")

@@ -18,6 +18,7 @@ from nixery_snap.object_store.usage import StoredUses
 from nixery_snap.object_store.walking import Stored
 from nixery_snap.ports import UseKind, use
 from tests.stored import Filler, StoredImage, key_of, names, store_path
+from tests.support.waiting import until
 
 DAY = 86400.0
 RULES = Rules(unused_seconds=30 * DAY, grace_seconds=600, imprecision_seconds=DAY, pace_seconds=0.1)
@@ -291,9 +292,7 @@ async def test_used_or_made_while_a_sweep_waits(tmp_path: Path, monkeypatch: pyt
         await begun.wait()
         await uses.note(use(UseKind.IMAGE, used.key), manifest(used))
         made = await fill.image("made")
-        async with asyncio.timeout(60):
-            while uses.trusted() or uses._unwritten:  # noqa: ASYNC110 - the server tells nobody
-                await asyncio.sleep(0.01)
+        await until(lambda: not uses.trusted() and not uses._unwritten)
         noticed.set()
         report = await collecting
     left = await names(store)

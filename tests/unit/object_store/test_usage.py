@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from nixery_snap.object_store.store import ObjectStore
 from nixery_snap.object_store.sweeps import Hold, Marker, State, Sweeps, announced
 from nixery_snap.object_store.usage import StoredUses
 from tests.stored import names
+from tests.support.waiting import until
 
 PACE = 0.2
 DAY = 86400
@@ -55,13 +55,8 @@ async def journals(store: ObjectStore) -> list[list[str]]:
     return [(content or b"").decode().split() for content in found]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110 - of a store, which tells nobody
-        await asyncio.sleep(0.01)
-
-
 async def written(store: ObjectStore, count: int) -> None:
-    while len(await journals(store)) < count:  # noqa: ASYNC110 - likewise
+    while len(await journals(store)) < count:  # noqa: ASYNC110 - of a store, which tells nobody
         await asyncio.sleep(0.01)
 
 

@@ -24,6 +24,7 @@ from nixery_snap.web.connections import (
 )
 from nixery_snap.web.forwarded import PROXIES, TrustedProxies
 from nixery_snap.web.hot_answers import HOT, HotAnswers, always, serve_hot
+from tests.support import waiting
 from tests.unit.web.servers import Client, Server, request, serving, until
 
 SMALL = ConnectionLimits(
@@ -43,8 +44,7 @@ async def answer(asked: web.Request) -> web.Response:
         return web.Response(text=str(len(await asked.read())))
     if asked.path == "/slow":
         asked.app[BEGUN].set()
-        while not asked.app[GO].is_set():  # noqa: ASYNC110 - another thread sets it
-            await asyncio.sleep(0.01)
+        await waiting.until(asked.app[GO].is_set)
     response = web.Response(body=b"x" * int(asked.query.get("size", 1)))
     response[HOT] = always
     return response
