@@ -286,7 +286,7 @@ class LimitSettings(Section):
     url_bytes: PositiveInt = 8190
     """Bytes of a request's URL, else 414."""
     header_bytes: int = Field(default=32 * 1024, ge=1024, le=256 * 1024)
-    """Bytes of a request's whole head, else 431; there may be 128 lines."""
+    """Bytes of a request's whole head, else 431; more than 128 lines are 431 too."""
     body_bytes: int = Field(default=64 * 1024, ge=0)
     """Bytes of a request's body, else 413."""
     request_timeout: float = Field(default=10, gt=0)

@@ -22,7 +22,7 @@ from ipaddress import IPv6Network
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from nixery_snap.web.forwarded import NO_PROXIES, TrustedProxies
 from nixery_snap.web.request_metrics import HANDLER, tally
@@ -30,6 +30,7 @@ from nixery_snap.web.request_metrics import HANDLER, tally
 _LOOK_SECONDS: Final = 1.0
 _REFUSED: Final = "HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n"
 _NETWORK_BITS: Final = 64  # of IPv6 addresses, which whoever has one has all of
+_TOO_MANY_LINES: Final = "Too many headers received"  # all that aiohttp tells it by
 _LINGER_SECONDS: Final = 2.0  # for a body that nobody wants, before the connection is closed
 
 # What an application answers, given a status and a message, to what never becomes a request that it could see.
@@ -225,6 +226,8 @@ class LimitedRequestHandler(web.RequestHandler):
         if isinstance(exc, LineTooLong):
             status = 414 if exc.args[1] == self.max_line_size else 431
             told = f"a line of the request's head is longer than {exc.args[1]} bytes"
+        elif isinstance(exc, BadHttpMessage) and exc.message == _TOO_MANY_LINES:
+            status, told = 431, "the head of a request may have 128 lines"
         response = self._connections.bad_request(status, told)
         response.force_close()
         return response

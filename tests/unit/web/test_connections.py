@@ -129,6 +129,14 @@ def test_long_heads(server: Server) -> None:
         assert b" 431 " in client.sock.recv(100)
 
 
+def test_heads_of_many_lines(server: Server) -> None:
+    lines = ["X: y"] * 127
+    with server.connect() as client:
+        assert client.get("/", *lines).status == 200
+    assert refused(server, request("/", *lines, "X: y")) == 431
+    assert refused(server, request("/", *lines, "X: y", "X: y")[:-2]) == 431, "no need to wait for the rest"
+
+
 def test_a_head_in_pieces_within_the_limits(server: Server) -> None:
     with server.connect() as client:
         for _ in range(3):

@@ -281,16 +281,16 @@ def test_a_client_that_does_not_read(server: Server, app: web.Application) -> No
 
 
 def test_nonsense_is_a_bad_request(server: Server) -> None:
-    for nonsense, status in (
-        (b"\0\1\2\r\n\r\n", 400),
-        (b"GET /hot HTTP/x\r\n\r\n", 400),
-        (b"A" * 100_000, 431),
+    for nonsense, statuses in (
+        (b"\0\1\2\r\n\r\n", {400}),
+        (b"GET /hot HTTP/x\r\n\r\n", {400}),
+        (b"A" * 100_000, {400, 431}),  # 431 if so much of it comes at once
     ):
         with server.connect() as client:
             client.get("/hot")
             with contextlib.suppress(ConnectionError):  # it is closed before all is sent
                 client.send(nonsense)
-            assert client.receive().status == status
+            assert client.receive().status in statuses
 
 
 def test_a_client_that_leaves_in_the_middle(server: Server) -> None:
