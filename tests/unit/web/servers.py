@@ -25,6 +25,17 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 class Server:
     address: tuple[str, int]
     answers: HotAnswers
+    loop: asyncio.AbstractEventLoop
+
+    def kept_bytes(self) -> int:
+        """Of all answers, as they are between two things that happen in the loop, counted twice."""
+
+        async def count() -> int:
+            kept = sum(found.size_bytes + len(head) for head, found in self.answers._answers.items())
+            assert self.answers.size_bytes == kept
+            return kept
+
+        return asyncio.run_coroutine_threadsafe(count(), self.loop).result(30)
 
     def connect(self, receive_buffer_bytes: int | None = None, source: str = "") -> Client:
         """`source` is the client's address."""
@@ -60,7 +71,7 @@ def serving(loop_name: str, app: web.Application, answers: HotAnswers) -> Iterat
     thread.start()
     try:
         assert started.wait(30)
-        yield Server(sock.getsockname(), answers)
+        yield Server(sock.getsockname(), answers, loop)
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(30)
