@@ -155,14 +155,13 @@ def docker_engine(scratch: Path) -> Iterator[Docker]:
         yield engine
 
 
-@pytest.fixture(scope="session", params=RUNTIMES)
+@pytest.fixture(scope="module", params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest, scratch: Path) -> Iterator[Runtime]:
     """Every container engine in turn."""
     name: str = request.param
     if name == "docker":
         yield request.getfixturevalue("docker_engine")
         return
-    home = scratch / name
-    home.mkdir()
+    home = Path(tempfile.mkdtemp(prefix=name, dir=scratch))
     with podman(home) if name == "podman" else containerd(home, name.removeprefix("containerd-")) as engine:
         yield engine

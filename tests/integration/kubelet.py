@@ -266,7 +266,7 @@ class Node:
         env["NIX_CONFIG"] += "".join(f"\n{name} = {value}" for name, value in options.items())
         daemon = Daemon([str(part) for part in command], log=self.directory / "snapshotter.log", env=env)
         self.running["snapshotter"] = daemon
-        daemon.wait_ready(lambda: answers(self.snapshotter_socket))
+        daemon.wait_ready(partial(accepts, self.snapshotter_socket))
 
     def start_nix_daemon(self) -> None:
         socket = self.store.root / "nix/var/nix/daemon-socket/socket"
@@ -307,7 +307,7 @@ class Node:
             ),
         )
         self.running["service"] = daemon
-        daemon.wait_ready(lambda: answers(self.image_socket))
+        daemon.wait_ready(partial(accepts, self.image_socket))
 
     def settings(self) -> str:
         source = f'source = "path:{self.source}"\n' if self.source else f'source = "path:{self.directory}"\n'
@@ -369,17 +369,6 @@ def is_open(file: Path) -> bool:
                         if handle.readlink() == file:
                             return True
     return False
-
-
-def answers(socket: Path) -> bool:
-    if not socket.exists():
-        return False
-    with grpc.insecure_channel(f"unix://{socket}") as channel:
-        try:
-            grpc.channel_ready_future(channel).result(timeout=2)
-        except grpc.FutureTimeoutError:
-            return False
-    return True
 
 
 def pause_archive(path: Path) -> Path:
