@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -34,6 +35,7 @@ IMAGES = "/runtime.v1.ImageService/"
 RUNTIME = "/runtime.v1.RuntimeService/"
 NODE = 2  # a namespace of the node's own
 EXITED = 2
+EMPTY_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # the fourth byte tells the kind of a frame
 PAUSE = "localhost/pause:test"
 
 CRI_1 = """
@@ -93,10 +95,10 @@ class Kubelet:
         )
 
     def channel(self, method: str) -> grpc.Channel:
-        socket = self.image_socket if method.startswith(IMAGES) else self.runtime_socket
-        if socket not in self.channels:
-            self.channels[socket] = grpc.insecure_channel(f"unix://{socket}")
-        return self.channels[socket]
+        path = self.image_socket if method.startswith(IMAGES) else self.runtime_socket
+        if path not in self.channels:
+            self.channels[path] = grpc.insecure_channel(f"unix://{path}")
+        return self.channels[path]
 
     def pulling(self, image: str, *, seconds: float = 120) -> grpc.Future:
         """A pull that goes on, and can be cancelled."""
@@ -266,17 +268,17 @@ class Node:
         env["NIX_CONFIG"] += "".join(f"\n{name} = {value}" for name, value in options.items())
         daemon = Daemon([str(part) for part in command], log=self.directory / "snapshotter.log", env=env)
         self.running["snapshotter"] = daemon
-        daemon.wait_ready(partial(accepts, self.snapshotter_socket))
+        daemon.wait_ready(partial(speaks_http2, self.snapshotter_socket))
 
     def start_nix_daemon(self) -> None:
-        socket = self.store.root / "nix/var/nix/daemon-socket/socket"
-        socket.unlink(missing_ok=True)  # of one that was killed
+        path = self.store.root / "nix/var/nix/daemon-socket/socket"
+        path.unlink(missing_ok=True)  # of one that was killed
         env = program_env(self.directory / "home")
         env["NIX_CONFIG"] = f"{NIX_CONFIG}\nrequire-sigs = true"
         log = self.directory / "nix-daemon.log"
         daemon = Daemon([*self._with_own_nix, "nix-daemon"], log=log, env=env)
         self.running["nix-daemon"] = daemon
-        daemon.wait_ready(partial(accepts, socket))
+        daemon.wait_ready(partial(accepts, path))
 
     def kill_nix_daemon(self) -> None:
         """With those that it has started for its clients."""
@@ -307,7 +309,7 @@ class Node:
             ),
         )
         self.running["service"] = daemon
-        daemon.wait_ready(partial(accepts, self.image_socket))
+        daemon.wait_ready(partial(speaks_http2, self.image_socket))
 
     def settings(self) -> str:
         source = f'source = "path:{self.source}"\n' if self.source else f'source = "path:{self.directory}"\n'
@@ -368,6 +370,16 @@ def is_open(file: Path) -> bool:
                     with contextlib.suppress(OSError):
                         if handle.readlink() == file:
                             return True
+    return False
+
+
+def speaks_http2(path: Path) -> bool:
+    """Whether a server on that socket answers a client's first words (RFC 9113, 3.4) with its settings."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        probe.connect(str(path))
+        probe.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + EMPTY_SETTINGS)
+        return probe.recv(len(EMPTY_SETTINGS))[3:4] == EMPTY_SETTINGS[3:4]
     return False
 
 
