@@ -20,6 +20,8 @@ from typing import Any, Final, Self
 import structlog
 
 from nixery_snap.errors import NixError, NixMissing, SettingsError
+from nixery_snap.file_lock import locked
+from nixery_snap.nix.log_events import LogReader
 from nixery_snap.ports import Program
 from nixery_snap.processes import DEVNULL, PIPE, Process
 
@@ -75,11 +77,22 @@ class NixCommand:
         self._environment = _environment(store, home, options)
 
     async def initialise(self) -> None:
-        """Create a private store: concurrent first uses would trip over each other. Raises NixError."""
-        if self.store.is_private:
-            finished = await self.run("nix-store", "--init")
-            if finished.returncode != 0:
-                raise NixError(f"the Nix store {self.store.root} cannot be used: {finished.stderr.decode()}")
+        """Create a private store: concurrent first uses, of several workers too, would trip over each other.
+
+        Raises NixError.
+        """
+        if not self.store.is_private:
+            return
+        root, said = self.store.root, LogReader()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            async with locked(root):
+                finished = await self.run("nix-store", "--init", on_stderr=said.feed)
+        except OSError as error:
+            raise NixError(f"the Nix store {root} cannot be used: {error.strerror}") from error
+        if finished.returncode != 0:
+            reason = "; ".join([*said.plain, *said.errors]) or "Nix gave no reason"
+            raise NixError(f"the Nix store {root} cannot be used: {reason}")
 
     async def run(
         self,

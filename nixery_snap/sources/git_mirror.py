@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -22,6 +21,7 @@ from typing import BinaryIO, Final, TypeVar
 import structlog
 
 from nixery_snap.errors import InvalidFormat, SourceError, StorageError
+from nixery_snap.file_lock import locked
 from nixery_snap.sources.git_command import GitAccess, GitCommand, GitFailed
 from nixery_snap.sources.git_submodules import Submodule, parse_submodules
 from nixery_snap.sources.git_url import GitUrl
@@ -29,7 +29,6 @@ from nixery_snap.sources.unpack import UnpackLimits, unpack
 
 log = structlog.get_logger()
 T = TypeVar("T")
-_LOCK_POLL_SECONDS: Final = 0.05
 _REST_SECONDS: Final = 10.0  # strangers may ask for commits that are none as often as they like
 _MAX_SUBMODULES: Final = 1000
 _MAX_REFS: Final = 2_000_000
@@ -65,7 +64,7 @@ class GitMirror:
         self._url = url
         self._limits = limits
         self._lfs = lfs
-        self._lock_file = directory / "lock"
+        self._directory = directory
         self._lock = asyncio.Lock()
         self._ready = False
         self._tidying: asyncio.Task[None] | None = None
@@ -272,14 +271,8 @@ class GitMirror:
     async def _locked(self) -> AsyncIterator[None]:
         """Alone with the mirror, also among processes."""
         async with self._lock:
-            self._lock_file.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock_file.open("ab") as file:
-                while True:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        await asyncio.sleep(_LOCK_POLL_SECONDS)
+            self._directory.mkdir(parents=True, exist_ok=True)
+            async with locked(self._directory):
                 yield
 
 

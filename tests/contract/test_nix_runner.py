@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 import uuid
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nixery_snap.errors import NixMissing
+from nixery_snap.errors import NixError, NixMissing
 from nixery_snap.nix_stores import command
+from nixery_snap.nix_stores.command import NixCommand, NixStore
 from nixery_snap.ports import NixProcess, NixRunner
 from tests.contract.conftest import MakeNix
 from tests.integration.nixtools import EXAMPLES, ChrootStore
@@ -200,3 +202,33 @@ async def test_options(nix: NixRunner) -> None:
     shown = await nix.run("nix", "show-config", "--json", options={"extra-substituters": "http://a:hidden@x"})
     assert "http://a:hidden@x" in json.loads(shown.stdout)["substituters"]["value"]
     assert "hidden" not in (await nix.run("nix", "show-config", "--json")).stdout.decode()
+
+
+async def test_workers_create_a_store_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nix itself fails now and then when two do it at once."""
+    programs, real = tmp_path / "bin", shutil.which("nix-store")
+    programs.mkdir()
+    script = programs / "nix-store"
+    script.write_text(
+        f'#!/bin/sh\nmkdir {tmp_path}/alone || exit 9\nsleep 0.2\n{real} "$@"\nrmdir {tmp_path}/alone\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    store = NixStore.parse(str(tmp_path / "new/store"))
+    workers = [NixCommand(store, tmp_path / "home", {}) for _ in range(4)]
+    await asyncio.gather(*(worker.initialise() for worker in workers))
+    assert store.database.exists()
+
+
+async def test_a_store_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "store/nix/var").mkdir(parents=True)
+    (tmp_path / "store/nix/var/nix").touch()
+    for place, reason in (
+        ("file", "File exists"),
+        ("store", "'.*/nix/var/nix' is not a directory"),
+    ):
+        with pytest.raises(NixError, match=f"{place} cannot be used: {reason}"):
+            await NixCommand(NixStore.parse(str(tmp_path / place)), tmp_path / "home", {}).initialise()
