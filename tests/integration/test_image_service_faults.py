@@ -85,11 +85,14 @@ def test_restarts_during_pulls(node: Node, order: tuple[str, ...]) -> None:
             node.start(part)
             pulling.join(150)  # longer than its own deadline
             assert not pulling.is_alive()
-        wait_until(lambda: answered(kubelet), seconds=60, what="all parts reach each other again")
-        image_id = kubelet.pull("nix:0/shell/wide")
-        status = kubelet.status("nix:0/shell/wide")
-        assert status
-        assert status.id == image_id
+
+        def pulled() -> bool:  # containerd takes its time to look for the snapshotter again
+            pull()
+            status = kubelet.status("nix:0/shell/wide")
+            return status is not None and status.id == outcome[-1]
+
+        wait_until(lambda: answered(kubelet), seconds=60, what="the service reaches containerd again")
+        wait_until(pulled, seconds=60, what="the image is pulled")
         node.load_pause()
         assert kubelet.run_pod("nix:0/shell/wide", "bash", "-c", "cat /needs | wc -l")[0] == 0
     nothing_left(node, killed=True)
