@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -66,7 +66,7 @@ class OwnCache:
         self._contents = contents
         self._logs = logs
         self._upstreams = upstreams
-        self._copying: dict[tuple[str, str], asyncio.Task[NarInfo]] = {}
+        self._under_way: dict[tuple[str, str], asyncio.Task[Any]] = {}
 
     async def initialise(self, priority: int) -> None:
         """Say what the bucket is to those who use it without this server."""
@@ -94,7 +94,22 @@ class OwnCache:
                 return await self._from_upstreams(hash_part, self._listing)
         if len(hash_part) != _HASH_PART_LENGTH + _FILE_HASH_LENGTH:
             return None
-        return await self._fetched(hash_part[:_HASH_PART_LENGTH], name)
+        # Who comes while another is at it must not look by himself first: the other could end meanwhile.
+        return await self._once(("", name), lambda: self._fetched(hash_part[:_HASH_PART_LENGTH], name))
+
+    async def _once(self, key: tuple[str, str], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What `work` returns, which goes on for all who ask meanwhile, even when none of them waits any more."""
+        task: asyncio.Task[T] | None = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.ensure_future(work())
+
+            def end(ended: asyncio.Task[T]) -> None:
+                del self._under_way[key]
+                if not ended.cancelled():
+                    ended.exception()  # seen, though nobody may wait any more
+
+            task.add_done_callback(end)
+        return await asyncio.shield(task)
 
     async def _from_upstreams(
         self, hash_part: str, read: Callable[[Substituter, NarInfo], Awaitable[T | None]]
@@ -181,11 +196,7 @@ class OwnCache:
     async def mirror(self, substituter: Substituter, narinfo: NarInfo) -> NarInfo:
         """Copy a path from another cache as it is, all but the narinfo. Raises SubstituterError."""
         key = substituter.url, _url(narinfo)
-        task = self._copying.get(key)
-        if task is None:
-            task = self._copying[key] = asyncio.ensure_future(self._mirror(substituter, narinfo))
-            task.add_done_callback(lambda _: self._copying.pop(key))
-        return await asyncio.shield(task)
+        return await self._once(key, lambda: self._mirror(substituter, narinfo))
 
     async def _mirror(self, substituter: Substituter, narinfo: NarInfo) -> NarInfo:
         copy = await substituter.read_nar(narinfo, partial(self._copy, substituter, narinfo))

@@ -180,6 +180,31 @@ async def test_many_ask_at_once(tmp_path: Path) -> None:
         assert cache.asked[HELLO.narinfo.url] == 1
 
 
+async def test_who_asks_meanwhile_does_not_fetch_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though he could have looked into the store before it was there, and hear of that when all is over."""
+    over, looks = asyncio.Event(), 0
+    async with serving(HELLO) as cache, own(tmp_path, cache) as mine:
+        files = mine.cache._files
+        look = files.get
+
+        async def get(name: str) -> bytes | None:
+            nonlocal looks
+            found = await look(name)
+            looks += name.endswith(".narinfo")
+            if looks == 2:
+                await over.wait()
+            return found
+
+        monkeypatch.setattr(files, "get", get)
+        first, second = (asyncio.ensure_future(mine.cache.file(NAR_URL)) for _ in range(2))
+        assert content_of(await first) == HELLO.packed
+        over.set()
+        assert content_of(await second) == HELLO.packed
+        assert cache.asked[HELLO.narinfo.url] == 1
+
+
 async def test_nars_that_do_not_end_hold_up_nothing_else(tmp_path: Path) -> None:
     """However many of them clients ask for: there are only so many threads."""
     stalled = [cached(f"stalled-{number}", {b"": b"x"}) for number in range(40)]

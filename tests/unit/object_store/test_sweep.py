@@ -290,9 +290,10 @@ async def test_used_or_made_while_a_sweep_waits(tmp_path: Path, monkeypatch: pyt
     collecting = asyncio.ensure_future(sweep.collect(store, QUICK, lambda line: begun.set()))
     async with uses.running():
         await begun.wait()
-        await uses.note(use(UseKind.IMAGE, used.key), manifest(used))
+        noted = {use(UseKind.IMAGE, used.key), manifest(used)}
+        await uses.note(*noted)
         made = await fill.image("made")
-        await until(lambda: not uses.trusted() and not uses._unwritten)
+        await until(lambda: not uses.trusted() and uses._written >= noted)
         noticed.set()
         report = await collecting
     left = await names(store)
