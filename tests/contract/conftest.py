@@ -46,9 +46,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> ChrootStore:
     return ChrootStore(made).copy(tmp_path_factory.mktemp("nix") / "store")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory, prepared: ChrootStore) -> CacheDirectory:
-    """A signed binary cache of all that is in the store, derivations too."""
+    """A signed binary cache of all that is in the store, derivations too; other modules add to that."""
     directory = tmp_path_factory.mktemp("cache")
     cache = CacheDirectory(directory / "files", KeyPair.generate(directory / "key"))
     return cache.publish(prepared, ["--all"])
