@@ -312,7 +312,7 @@ async def test_two_sweeps_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     await store.put(keys.USAGE_BEGIN, b"")
     _age(tmp_path, 100 * DAY)
     results = await asyncio.gather(
-        *(sweep.collect(store, replace(QUICK, pace_seconds=1), ignore) for _ in range(3)),
+        *(sweep.collect(store, replace(QUICK, pace_seconds=2), ignore) for _ in range(3)),
         return_exceptions=True,
     )
     done = [one for one in results if isinstance(one, Report)]
